@@ -198,9 +198,8 @@ def _read(path: Path, module: str, origin: str) -> list[Method]:
     found = []
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            for call in node.decorator_list:
-                if isinstance(call, ast.Call) and _is_method(call.func):
-                    found.append(_entry(call, node, path, module, origin))
+            calls = [c for c in node.decorator_list if isinstance(c, ast.Call) and _is_method(c.func)]
+            found += [_entry(call, node, path, module, origin) for call in calls]
     return found
 
 
@@ -216,7 +215,9 @@ def _entry(call: ast.Call, node: ast.ClassDef | ast.FunctionDef, path: Path, mod
         (name,) = [ast.literal_eval(argument) for argument in call.args]
         given = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except ValueError as error:
-        raise CatalogError(f"{where}: @method takes one name and literal keywords, since it is read, not run") from error
+        raise CatalogError(
+            f"{where}: @method takes one name and literal keywords, since it is read, not run"
+        ) from error
     try:
         return Method(name, module=module, attribute=node.name, path=path, line=node.lineno, origin=origin, **given)
     except TypeError as error:

@@ -1,0 +1,12 @@
+"""What methods meet on: data (`dlopt.tasks.data`), models (`dlopt.tasks.models`) and the fixed tasks made of both."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' for the nearest known names, or ''."""
+    near = difflib.get_close_matches(name, list(known), n=2)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -1,0 +1,105 @@
+"""Image classification on small networks: the task on which training methods of several topics meet.
+
+A task fixes model, data, loss, metric and target; methods may not change it. The training set is split once, the same
+way for every seed: 10% of it (at most 5,000 examples) become the validation set, on which hyper-parameters are chosen
+and curves are drawn. The test set is looked at once, when a run has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlopt.tasks import data, models
+from dlopt.tasks.data.files import locate
+
+
+@dataclass(frozen=True)
+class Classification:
+    """data, model: names in `tasks.data` and `tasks.models`. options: of the model. target: validation accuracy
+    whose first crossing is reported. pad, flip: random crop after padding by so many pixels, and mirroring, of the
+    training images. validation: share of the training set held out."""
+
+    name: str
+    data: str
+    model: str
+    target: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pad: int = 0
+    flip: bool = False
+    validation: float = 0.1
+
+    def identity(self) -> dict[str, str]:
+        """What the results depend on beside the settings: sha256 of the data."""
+        return data.identity(self.data)
+
+    def ready(self) -> None:
+        """Raise `DataUnavailable` if the data is not on this machine."""
+        spec = data.find(self.data)
+        locate(spec.name, spec.files, spec.help)
+
+    def build(self, seed: int, batch_size: int, device: str = "cpu") -> Classifier:
+        """Model and batches of one seed: the seed draws initial weights, order and augmentation, not the split."""
+        return Classifier(self, seed, batch_size, device)
+
+
+class Classifier:
+    """One built task. model: on its device. batches: endless (x, y). sizes: (train, validation, test)."""
+
+    def __init__(self, task: Classification, seed: int, batch_size: int, device: str):
+        images = data.get(task.data)
+        x, y = images.x_train, images.y_train
+        held = min(5000, round(task.validation * len(y)))
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+        train, validation = order[held:], order[:held]
+        self.device = device
+        self._images = images
+        self._validation = (x[validation], y[validation])
+        self._test = (images.x_test, images.y_test)
+        transform = data.training_transform(images, pad=task.pad, flip=task.flip)
+        self.batches = data.Batches((x[train], y[train]), batch_size, seed, transform=transform)
+        self.model = models.build(task.model, seed=seed, **task.options).to(device)
+        self.sizes = (len(train), held, len(images.y_test))
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean cross-entropy of a batch."""
+        x, y = batch
+        return F.cross_entropy(model(x.to(self.device)), y.to(self.device))
+
+    def evaluate(self) -> dict[str, float]:
+        """Validation loss and accuracy, in eval mode."""
+        loss, accuracy, _ = self._measure(*self._validation)
+        return {"val_loss": loss, "val_accuracy": accuracy}
+
+    def test(self) -> dict[str, Any]:
+        """Test loss and accuracy, and which examples were right (a string of 0 and 1, for paired tests)."""
+        loss, accuracy, correct = self._measure(*self._test)
+        right = "".join("1" if c else "0" for c in correct.tolist())
+        return {"test_loss": loss, "test_accuracy": accuracy, "test_correct": right}
+
+    @torch.no_grad()
+    def _measure(self, x: Tensor, y: Tensor, chunk: int = 500) -> tuple[float, float, Tensor]:
+        training = self.model.training
+        self.model.eval()
+        losses, correct = 0.0, []
+        for start in range(0, len(y), chunk):
+            target = y[start : start + chunk].to(self.device)
+            logits = self.model(self._images.normalise(x[start : start + chunk].to(self.device)))
+            losses += float(F.cross_entropy(logits, target, reduction="sum"))
+            correct.append((logits.argmax(1) == target).cpu())
+        self.model.train(training)
+        right = torch.cat(correct)
+        return losses / len(y), float(right.double().mean()), right
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Classification("digits", "digits", "mlp", target=0.9, options={"features": 64, "hidden": (32,)}),
+    )
+}

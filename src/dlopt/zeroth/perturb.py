@@ -1,0 +1,213 @@
+"""Run a forward pass at shifted weights and put the weights back bit for bit.
+
+`Held` keeps one copy of all trained weights. `Hooked` keeps copies of one module's own weights at a time: forward
+hooks shift them just before the module runs and put the copies back after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Shift = Callable[[int, Tensor], Tensor]  # (index, weights) -> what is added to them, a new tensor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained tensor: its name, its index (which seeds its directions) and the number of its param group."""
+
+    name: str
+    index: int
+    tensor: Tensor
+    group: int
+
+
+class Held:
+    """Shift given tensors in place around a forward pass, from one copy of them all."""
+
+    def __init__(self, trained: Sequence[Trained]) -> None:
+        self.trained = trained
+        self.copies = [t.tensor.clone() for t in trained]
+        self.peak = sum(c.numel() * c.element_size() for c in self.copies)
+
+    def run(self, closure: Callable[[], Any], shift: Shift) -> Any:
+        try:
+            for t, copy in zip(self.trained, self.copies, strict=True):
+                t.tensor.copy_(shift(t.index, copy).add_(copy))
+            return closure()
+        finally:
+            for t, copy in zip(self.trained, self.copies, strict=True):
+                t.tensor.copy_(copy)
+
+
+class Hooked:
+    """Shift each module's own tensors only while that module runs.
+
+    watch: look at every operator's inputs for trained weights outside their module's forward. Slow, so callers ask
+    for it once; that every trained tensor was reached is checked at every pass.
+    """
+
+    def __init__(self, model: nn.Module, trained: Sequence[Trained], hold: Iterable[str], watch: bool) -> None:
+        known = {id(t.tensor): t for t in trained}
+        self.trained, self.watch = trained, watch
+        self.owned = {
+            module: [known[id(p)] for p in own if id(p) in known] for module, own in owners(model, hold).values()
+        }
+        self.copies: dict[int, Tensor] = {}
+        self.depth: dict[int, int] = {}  # how many running modules own a tensor: tied weights, recursive modules
+        self.reached: set[int] = set()
+        self.peak = 0
+
+    def run(self, closure: Callable[[], Any], shift: Shift) -> Any:
+        self.reached.clear()
+        self.depth = {t.index: 0 for t in self.trained}
+        handles = []
+        for module, own in self.owned.items():
+            if own:
+                # first before and last after: other hooks of the module see the shifted weights as its forward does
+                handles.append(module.register_forward_pre_hook(self._before(own, shift), prepend=True))
+                handles.append(module.register_forward_hook(self._after(own), always_call=True))
+        try:
+            with _Watch(self) if self.watch else nullcontext():
+                result = closure()
+        finally:
+            for handle in handles:
+                handle.remove()
+            for t in self.trained:  # after an exception
+                if t.index in self.copies:
+                    t.tensor.copy_(self.copies.pop(t.index))
+        missed = [t.name for t in self.trained if t.index not in self.reached]
+        if missed:
+            raise RuntimeError(_outside(missed, "the forward pass never ran a module that owns"))
+        return result
+
+    def _before(self, own: Sequence[Trained], shift: Shift) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            for t in own:
+                self.depth[t.index] += 1
+                if self.depth[t.index] == 1:
+                    self.reached.add(t.index)
+                    copy = self.copies[t.index] = t.tensor.clone()
+                    self.peak = max(self.peak, sum(c.numel() * c.element_size() for c in self.copies.values()))
+                    t.tensor.copy_(shift(t.index, copy).add_(copy))
+
+        return hook
+
+    def _after(self, own: Sequence[Trained]) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            for t in own:
+                if self.depth[t.index] == 1:
+                    t.tensor.copy_(self.copies.pop(t.index))
+                self.depth[t.index] = max(self.depth[t.index] - 1, 0)
+
+        return hook
+
+
+class _Watch(TorchDispatchMode):
+    """Raises where an operator reads a trained tensor that is not shifted at that moment."""
+
+    def __init__(self, hooked: Hooked) -> None:
+        super().__init__()
+        self.hooked = hooked
+        self.known = {id(t.tensor): t for t in hooked.trained}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            t = self.known.get(id(leaf))
+            if t is not None and not self.hooked.depth[t.index]:
+                raise RuntimeError(_outside([t.name], f"{func} used, outside the forward of its module,"))
+        return func(*args, **(kwargs or {}))
+
+
+def _outside(names: Sequence[str], what: str) -> str:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return (
+        f"{what} the trained weights {shown}, so the perturbation did not reach that use. "
+        f"Name them in hold= to keep a copy of them during the whole forward pass, freeze them, or give the "
+        f"optimizer model.parameters() instead of the model, which keeps a copy of all weights."
+    )
+
+
+def owners(model: nn.Module, hold: Iterable[str] = ()) -> dict[str, tuple[nn.Module, list[Tensor]]]:
+    """{module name: (module, the tensors that its forward hooks shift)}, for every module.
+
+    A module's own parameters; for MultiheadAttention also those of out_proj, which it reads without calling it.
+    What is named in `hold` (parameters or modules) goes to the model itself, the module "".
+    """
+    hold = list(hold)
+    held: dict[int, Tensor] = {}
+    for wanted in hold:
+        inside = {
+            id(p): p
+            for name, p in model.named_parameters(remove_duplicate=False)
+            if name == wanted or name.startswith(wanted + ".")
+        }
+        if not inside:
+            raise ValueError(f"hold names {wanted!r}, but the model has no parameter or module of that name")
+        held |= inside
+    found = {}
+    for name, module in model.named_modules():
+        own = [p for p in module._parameters.values() if p is not None]
+        if isinstance(module, nn.MultiheadAttention):
+            own += list(module.out_proj.parameters())
+        own = [p for p in own if id(p) not in held]
+        found[name] = (module, own if name else [*held.values(), *own])
+    return found
+
+
+def largest_chain(model: nn.Module, trained: Iterable[Tensor], hold: Iterable[str] = ()) -> int:
+    """Bytes of the copies that `Hooked` holds at most: a module's own tensors and those of modules around it."""
+    ids = {id(p) for p in trained}
+    owned = {name: own for name, (_, own) in owners(model, hold).items()}
+    largest = 0
+    for name in owned:
+        parts = name.split(".") if name else []
+        chain = {id(p): p for i in range(len(parts) + 1) for p in owned.get(".".join(parts[:i]), ()) if id(p) in ids}
+        largest = max(largest, sum(p.numel() * p.element_size() for p in chain.values()))
+    return largest
+
+
+@contextmanager
+def quiet(model: nn.Module | None, devices: Iterable[torch.device], train_mode: bool) -> Iterator[Callable[[], None]]:
+    """Around the forwards of one step: modes and buffers of the model come back as they were.
+
+    Yields a function to call before each forward: it sets torch's global generators to where they stood at the
+    start, so that a dropout mask or a batch drawn inside the closure is the same in all forwards of a step.
+    """
+    cuda = sorted({d.index or 0 for d in devices if d.type == "cuda"})
+    states = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in cuda]
+    modules = list(model.modules()) if model is not None else []
+    modes = [(m, m.training) for m in modules]
+    buffers = [(m, n, b, b.clone()) for m in modules for n, b in m._buffers.items() if b is not None]
+    # the fused attention path is taken only where no hooks are; without it both ways of shifting compute the same
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    if not train_mode:
+        for module in modules:
+            module.training = False  # not eval(): some adapters merge their weights there
+
+    def restart() -> None:
+        torch.set_rng_state(states[0])
+        for d, state in zip(cuda, states[1], strict=True):
+            torch.cuda.set_rng_state(state, d)
+        # autocast keeps low-precision copies of weights, and would use them after the weights were shifted
+        torch.clear_autocast_cache()
+
+    try:
+        yield restart
+    finally:
+        torch.clear_autocast_cache()
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, training in modes:
+            module.training = training
+        for module, name, buffer, copy in buffers:
+            module._buffers[name] = buffer  # it may have been replaced
+            if all(stride for stride, n in zip(buffer.stride(), buffer.shape, strict=True) if n > 1):
+                buffer.copy_(copy)  # else an expanded view, which nobody can write to
