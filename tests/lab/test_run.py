@@ -195,7 +195,7 @@ def test_failures_and_divergence_are_rows_with_reasons(tmp_path):
     assert failed.reason == "RuntimeError in toy.py:33: this run was told to fail"
     diverged = execute(a_run(fail="diverge"), Settings(tmp_path)).record
     assert diverged.status == "diverged"
-    assert "at step" in diverged.reason
+    assert diverged.reason == "the training loss is nan at step 2 of 30"
     assert diverged.curve["step"][0] == 0
     # a failed run is left alone until asked for; a done one is never repeated
     again = execute(a_run(fail="error"), Settings(tmp_path)).record

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from dlopt.lab import palette
 from dlopt.lab.record import Record
 from dlopt.lab.stats import Comparison, Interval, compare, mean_interval, steps_to_target
 from dlopt.lab.study import Results
@@ -80,7 +81,7 @@ def runs_table(results: Results, about: Mapping[str, str], varied: Callable[[Rec
             numbers = f"{chosen[0]}–{chosen[-1]}" if len(chosen) > 1 else str(chosen[0])
             rows.append((about.get(stage, stage), method, len(group), numbers, kinds, len(group) - good, minutes))
     frame = pd.DataFrame(rows, columns=["阶段", "method", "运行数", "种子", "每次运行", "未完成", "合计分钟"])
-    frame.attrs["styles"] = {"合计分钟": "fixed"}
+    frame.attrs["styles"] = {"合计分钟": "fixed:2"}
     return frame
 
 
@@ -122,7 +123,11 @@ def partial_note(results: Results) -> list[str]:
 
 def lost_note(records: Iterable[Record]) -> list[str]:
     """A line that names runs that diverged, failed or were skipped."""
-    lost = [f"{r.method}（种子 {r.config.get('seed')}）{r.status}" for r in records if r.status != "done"]
+    lost = [
+        f"{palette.title(r.method)}（种子 {r.config.get('seed')}）{palette.STATUSES.get(r.status, r.status)}"
+        for r in records
+        if r.status != "done"
+    ]
     return [f"未正常结束的运行：{'；'.join(lost[:6])}{'等' if len(lost) > 6 else ''}。"] if lost else []
 
 

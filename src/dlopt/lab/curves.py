@@ -157,8 +157,8 @@ def _draw_line(axes: Axes, mean: Points, seeds: Sequence[Points], look: palette.
         for a, b in seeds:
             axes.plot(a, b, color=look.colour, linewidth=0.5, alpha=0.3)
     dash: Any = look.dash
-    every = max(1, len(mean[0]) // 9)
-    axes.plot(*mean, color=look.colour, linestyle=dash, marker=look.marker, markersize=4, markevery=every)
+    # markers at equal distances on the page, whatever the scale
+    axes.plot(*mean, color=look.colour, linestyle=dash, marker=look.marker, markersize=4, markevery=0.1)
 
 
 def _draw_diverged(axes: Axes, seed: Points, colour: str) -> None:

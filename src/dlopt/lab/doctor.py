@@ -11,7 +11,7 @@ from pathlib import Path
 
 EXTRAS = {
     "lab": ("joblib", "pandas", "PIL", "platformdirs", "psutil", "pyarrow", "rich", "sklearn", "scipy", "typer"),
-    "report": ("altair", "ipykernel", "jupytext", "matplotlib", "mplfonts", "nbclient", "typst"),
+    "report": ("altair", "ipykernel", "jupytext", "matplotlib", "mplfonts", "nbclient", "typst", "vl_convert"),
     "llm": ("transformers", "safetensors"),
     "app": ("fastapi", "uvicorn"),
     "cluster": ("submitit", "dask"),

@@ -257,7 +257,8 @@ class MeZO(torch.optim.Optimizer):
             weights = tensor_bytes([*params.parameters(), *params.buffers()])
             copies = largest_chain(params, tensors, hold)
         else:
-            tensors = list({id(p): p for p in params}.values())
+            tensors = [p[1] if isinstance(p, tuple) else p for p in params]
+            tensors = list({id(p): p for p in tensors}.values())
             weights = tensor_bytes(tensors)
             copies = sum(p.numel() * p.element_size() for p in tensors)
         noise = max((p.numel() * noise_dtype(p.dtype).itemsize for p in tensors), default=0)
