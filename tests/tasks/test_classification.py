@@ -43,7 +43,9 @@ def test_figures_equal_a_plain_computation(digits):
     assert found["test_loss"] == pytest.approx(loss, rel=1e-5)
     assert found["test_correct"] == "".join("01"[int(r)] for r in right)
     batch = next(iter(digits.batches))
-    assert digits.loss(digits.model, batch).item() == pytest.approx(2.3, abs=0.5)
+    loss = digits.criterion(digits.forward(digits.model, batch), batch)
+    assert loss.item() == pytest.approx(2.3, abs=0.5)
+    assert digits.consumed(batch) == {"examples": 64}
 
 
 def test_identity_is_known_without_reading(monkeypatch):

@@ -13,15 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlopt import catalog
-from dlopt.experiments._steps import Schedule, check_method, make_optimizer, make_step
+from dlopt.experiments._steps import check_method, train_method
 from dlopt.lab.experiment import Earlier, Experiment, Stage
 from dlopt.lab.log import Log
-from dlopt.lab.meter import measure_step
 from dlopt.lab.report import Presentation
 from dlopt.lab.search import sobol
 from dlopt.lab.study import Results
-from dlopt.lab.train import train
-from dlopt.memory import Bytes
 from dlopt.tasks.classification import TASKS, Classification
 
 METHODS = ("sgd", "adamw", "adafactor", "mezo")
@@ -67,39 +64,19 @@ def check(cfg: Config) -> None:
 
 def run(cfg: Config, log: Log) -> Mapping[str, Any]:
     """Train one classifier; its figures on validation and test data, bytes by kind and seconds per step."""
-    built = task(cfg).build(cfg.seed, cfg.batch, log.device)
-    params = dict(cfg.params)
-    if "seed" in catalog.find(cfg.method).parameters():
-        params.setdefault("seed", cfg.seed)
-    optimizer = make_optimizer(cfg.method, params, built.model)
-    schedule = Schedule(optimizer, cfg.schedule, cfg.steps)
-    step = make_step(cfg.method, built.model, optimizer, built.loss, log.meter, schedule)
-    state = {"model": built.model, "optimizer": optimizer, "schedule": schedule}
-    train(step, built.batches, state, steps=cfg.steps, log=log, evaluate=built.evaluate,
-          eval_every=max(1, cfg.steps // 40), diverge_above=DIVERGED)  # fmt: skip
-    found = built.evaluate() | built.test()
-    spent = sum(log.meter.seconds.values()) / cfg.steps
-    log.bytes = _bytes(cfg, log.device)
-    sizes = dict(zip(("train_size", "validation_size", "test_size"), built.sizes))
-    count = sum(p.numel() for p in built.model.parameters())
-    return found | sizes | {"parameters": count, "forwards": log.meter.forwards, "seconds_per_step": spent}
-
-
-def _bytes(cfg: Config, device: str) -> Bytes:
-    """Bytes by kind of one step, counted on a fresh copy, so that measuring does not disturb the run."""
-    built = task(cfg).build(cfg.seed, cfg.batch, device)
-    optimizer = make_optimizer(cfg.method, cfg.params, built.model)
-    batch = next(built.batches)
-
-    def closure() -> Any:
-        if catalog.find(cfg.method).kind == "zeroth":
-            return built.loss(built.model, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss = built.loss(built.model, batch)
-        loss.backward()
-        return loss
-
-    return measure_step(built.model, optimizer, closure)
+    summary = train_method(
+        cfg.method,
+        cfg.params,
+        lambda: task(cfg).build(cfg.seed, cfg.batch, log.device),
+        log,
+        seed=cfg.seed,
+        steps=cfg.steps,
+        schedule=cfg.schedule,
+        eval_every=max(1, cfg.steps // 40),
+        diverge_above=DIVERGED,
+    )
+    sizes = task(cfg).build(cfg.seed, cfg.batch).sizes
+    return summary | dict(zip(("train_size", "validation_size", "test_size"), sizes))
 
 
 def box(method: str) -> Mapping[str, tuple[Any, ...]]:

@@ -66,10 +66,17 @@ class Classifier:
         self.model = models.build(task.model, seed=seed, **task.options).to(device)
         self.sizes = (len(train), held, len(images.y_test))
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Logits (batch, classes)."""
+        return model(batch[0].to(self.device))
+
+    def criterion(self, logits: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy of a batch."""
-        x, y = batch
-        return F.cross_entropy(model(x.to(self.device)), y.to(self.device))
+        return F.cross_entropy(logits, batch[1].to(self.device))
+
+    def consumed(self, batch: tuple[Tensor, Tensor]) -> dict[str, int]:
+        """What a batch counts for."""
+        return {"examples": len(batch[0])}
 
     def evaluate(self) -> dict[str, float]:
         """Validation loss and accuracy, in eval mode."""
@@ -101,5 +108,10 @@ TASKS = {
     task.name: task
     for task in (
         Classification("digits", "digits", "mlp", target=0.9, options={"features": 64, "hidden": (32,)}),
+        Classification("cifar10-resnet8", "cifar10-jpeg", "resnet8", target=0.7, pad=4, flip=True),
+        Classification("cifar10-resnet18", "cifar10-jpeg", "resnet18", target=0.8, pad=4, flip=True),
+        Classification(
+            "cifar10-resnet18-half", "cifar10-jpeg", "resnet18", target=0.7, options={"width": 0.5}, pad=4, flip=True
+        ),
     )
 }
