@@ -29,7 +29,7 @@ class Language:
     target: float
     options: Mapping[str, Any] = field(default_factory=dict)
     length: int = 256
-    windows: int = 64
+    windows: int = 32
 
     def identity(self) -> dict[str, str]:
         """sha256 of the text."""
