@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Presentation", "ReportError", "build", "bundle", "merge", "sources", "unused", "write"]
 
+# where an installed package keeps reports/ and notebooks/; nothing is written there
+SHARE = Path(__file__).parents[1] / "share"
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _USES = re.compile(r"#?\b(tab|fig)\(\s*\"([^\"]+)\"")
 
@@ -54,12 +57,12 @@ def sources(topic: str, start: Path) -> Path:
 
     Raises `ReportError` that names the places looked at.
     """
-    places = [start, *start.parents, Path(__file__).parents[3]]
+    places = [start, *start.parents, Path(__file__).parents[3], SHARE]
     for place in places:
         if (place / "reports" / topic / "report.typ").is_file():
             return place
     raise ReportError(
-        f"there is no reports/{topic}/report.typ in {start}, above it or in {places[-1]}; "
+        f"there is no reports/{topic}/report.typ in {start}, above it or in {places[-2]}; "
         "work in a checkout of dlopt, or write the report beside a copy of reports/template.typ"
     )
 
@@ -94,12 +97,15 @@ def build(
 
     root: the project folder, see `sources`. out: a folder for <topic>.pdf, <topic>.ipynb and gen/<topic>/; by default
     they stand beside their sources (reports/<topic>/report.pdf, notebooks/<topic>.ipynb, reports/<topic>/gen/), and
-    with `out` the project folder stays untouched. results: the folder of records that the notebook reads.
+    with `out` the project folder stays untouched. For the package's own sources the default is build/<topic> in the
+    current folder. results: the folder of records that the notebook reads.
 
     Returns the PDF, the notebook if there is one, values.json, tables and figures. The same presentation gives the
     same bytes. Raises `ReportError` for a key that the report asks for and the records do not give, and for whatever
     typst refuses or warns of.
     """
+    if out is None and root == SHARE:
+        out = Path.cwd() / "build" / topic
     known = [*presentation.values, *presentation.tables, *presentation.figures]
     with _workshop(topic, root, out) as reports:
         made = write(topic, presentation, reports)
