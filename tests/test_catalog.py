@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -79,6 +80,10 @@ def test_unknown_names_get_a_suggestion():
         ("@method('x', topic='adam')\ndef f(p): ...", "is incomplete"),
         ("@method('x', topic='adam', kind='k', cite='c', summary='s', colour=3)\ndef f(p): ...", "is incomplete"),
         ("@method('x' topic='adam')\ndef f(p): ...", "cannot be parsed"),
+        (
+            "@method('x', topic='t', kind='k', cite='c', summary='s', search={[1]: 2})\ndef f(p): ...",
+            "literal keywords",
+        ),
     ],
 )
 def test_a_registration_that_cannot_be_read_is_named_with_its_line(tmp_path, source, message):
@@ -87,6 +92,21 @@ def test_a_registration_that_cannot_be_read_is_named_with_its_line(tmp_path, sou
     with pytest.raises(CatalogError, match=message) as caught:
         catalog._read(path, "bad", "dlopt")
     assert "bad.py:" in str(caught.value)
+
+
+def test_a_file_may_declare_its_encoding(tmp_path):
+    path = tmp_path / "old.py"
+    line = "@method('x', topic='adam', kind='k', cite='c', summary='Poincaré')\ndef f(p): ...\n"
+    path.write_bytes(f"# -*- coding: latin-1 -*-\n{line}".encode("latin-1"))
+    assert [m.summary for m in catalog._read(path, "old", "third")] == ["Poincaré"]
+    path.write_bytes(line.encode("latin-1"))
+    with pytest.raises(CatalogError, match=r"old\.py:\S+ cannot be parsed"):
+        catalog._read(path, "old", "third")
+
+
+def test_a_missing_submodule_is_missing():
+    entry = dataclasses.replace(catalog.find("sgd"), needs=("torch", "no_such_package.sub", "torch.no_such_module"))
+    assert entry.missing() == ("no_such_package.sub", "torch.no_such_module")
 
 
 SOURCE = '''

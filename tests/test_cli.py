@@ -76,6 +76,11 @@ def recorded(tmp_path_factory):
         (("run", "demo", "--set", "params.speed=3"), "has no hyper-parameter 'speed'"),
         (("run", "demo", "--only", "method=adamw", "--set", "params.lr=-1"), "Invalid learning rate: -1"),
         (("run", "demo", "--only", "method=mezo", "--set", "params.eps=0"), "eps"),
+        (("run", "demo", "--only", "method=adamw", "--set", "params.betas=[0.9]"), "adamw refuses its settings"),
+        (("run", "demo", "--set", "seed=-1"), "seed must be between 0 and 4294967295, got -1"),
+        (("run", "demo", "--only", "method=mezo", "--set", "params.seed=0"), "set seed, not params.seed"),
+        (("run", "demo", "--set", "batch=5000"), "batch must be at most 1298, the training examples of digits"),
+        (("run", "demo", "--only", "stage=tunee"), "no run of demo at scale smoke has stage=tunee"),
         (("run", "demo", "--device", "tpu"), "--device takes cpu or cuda, not 'tpu'"),
         (("run", "demo", "--engine", "cloud"), "no engine is called 'cloud'"),
         (("run", "demo", "--results", "/proc/nowhere"), "cannot write in /proc"),
@@ -261,3 +266,87 @@ def test_thousand_records_are_shown(recorded, tmp_path):
     done = dlopt("show", "demo", "--results", tmp_path)
     assert done.returncode == 0
     assert "1000 records" in done.stdout
+
+
+def test_a_checkpoint_interval_that_is_no_number_is_refused(tmp_path):
+    done = dlopt("run", "demo", "--results", tmp_path / "r", *QUICK, DLOPT_CHECKPOINT_SECONDS="often")
+    assert done.returncode == 2
+    assert done.stderr == "dlopt: DLOPT_CHECKPOINT_SECONDS takes a number of seconds, not 'often'\n"
+    assert not (tmp_path / "r").exists()
+
+
+def test_folders_that_cannot_be_reached_are_refused(tmp_path):
+    from dlopt.lab.tables import Unwritable, writable
+
+    (tmp_path / "link").symlink_to(tmp_path / "unmounted")
+    done = dlopt("run", "demo", "--results", tmp_path / "link", *QUICK)
+    assert (done.returncode, "link is not a folder" in done.stderr) == (2, True), done.stderr
+    (tmp_path / "closed" / "results").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0)
+    me = os.geteuid()
+    if me == 0:  # root may go anywhere
+        os.seteuid(65534)
+    try:
+        with pytest.raises(Unwritable, match=r"cannot write in .*: Permission denied"):
+            writable(Path(tmp_path / "closed" / "results" / "demo"))
+    finally:
+        os.seteuid(me)
+        (tmp_path / "closed").chmod(0o700)
+
+
+def test_only_given_twice_takes_both():
+    from dlopt import commands
+
+    assert commands.pairs(["seed=1", "seed=2,3", "method=sgd"], "--only", many=True) == {
+        "seed": [1, 2, 3],
+        "method": ["sgd"],
+    }
+
+
+def test_show_sorts_a_column_of_mixed_values(tmp_path):
+    from dlopt.lab.record import Record, make_key
+
+    for rate in ("auto", None, 0.5, [1], 0.25):
+        overrides = {"params": {"lr": rate}}
+        key = make_key("toy", 1, overrides, {}, "cpu")
+        Record(key, "toy", 1, {"method": "sgd"} | overrides, overrides, {}, "cpu", "done").save(tmp_path / "toy")
+    options = ("--sort", "params.lr", "--columns", "params.lr", "--format", "csv")
+    done = dlopt("show", "--results", tmp_path, *options)
+    assert done.stdout.split() == ["params.lr", "0.25", "0.5", "[1]", "auto", '""'], done.stderr
+
+
+def test_a_small_difference_is_shown_with_all_its_digits(capsys):
+    from dlopt.lab.compare import compare
+    from dlopt.lab.record import Record
+
+    curve = {"step": [0, 1, 2], "loss": [2.0, 0.125, 0.5]}
+    old = Record("k", "toy", 1, {}, {}, {}, "cpu", "done", summary={"loss": 0.5}, curve=curve)
+    new = dataclasses.replace(old, summary={"loss": 0.5000000001}, curve=curve | {"loss": [2.0, 0.25, 0.5]})
+    assert not compare(old, new)
+    told = capsys.readouterr().out
+    assert "summary.loss: 0.5 was recorded, 0.5000000001 now" in told
+    assert "curve.loss[1]: 0.125 was recorded, 0.25 now" in told
+
+
+def test_a_record_of_a_gpu_is_not_repeated_without_one(recorded, tmp_path):
+    from dlopt.lab import record
+
+    old = record.load(next(recorded.glob("demo/*.json")))
+    key = record.make_key(old.experiment, old.version, old.overrides, old.identity, "cuda")
+    dataclasses.replace(old, key=key, device="cuda").save(tmp_path / "demo")
+    done = dlopt("reproduce", key, "--results", tmp_path)
+    assert (done.returncode, "torch sees no CUDA device" in done.stderr) == (2, True), done.stderr
+
+
+def test_plan_names_a_method_without_a_formula(monkeypatch):
+    from dlopt import catalog
+
+    class Formless:
+        pass
+
+    usual = catalog.Method.load
+    monkeypatch.setattr(catalog.Method, "load", lambda self: Formless if self.name == "sgd" else usual(self))
+    done = dlopt("plan", "mlp", "--topic", "adam")
+    assert done.returncode == 0, done.stderr
+    assert " adamw " in done.stdout
+    assert "left out: sgd (from dlopt) has no memory formula" in done.stderr

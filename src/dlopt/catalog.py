@@ -86,7 +86,7 @@ class Method:
 
     def missing(self) -> tuple[str, ...]:
         """The modules in `needs` that are not installed."""
-        return tuple(name for name in self.needs if importlib.util.find_spec(name) is None)
+        return tuple(name for name in self.needs if not _installed(name))
 
     def parameters(self) -> dict[str, Any]:
         """{hyper-parameter: default}, from the method's own signature; `inspect.Parameter.empty` where required.
@@ -159,6 +159,13 @@ def _all() -> dict[str, Method]:
     return found
 
 
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around a submodule is missing
+        return False
+
+
 def refresh() -> None:
     """Forget what was read, after files or entry points changed in a running process."""
     _all.cache_clear()
@@ -188,8 +195,8 @@ def _locate(name: str) -> list[tuple[str, Path]]:
 
 
 def _read(path: Path, module: str, origin: str) -> list[Method]:
-    text = path.read_text(encoding="utf-8")
-    if "@method(" not in text and ".method(" not in text:
+    text = path.read_bytes()  # the parser knows how a file declares its encoding
+    if b"@method(" not in text and b".method(" not in text:
         return []
     try:
         tree = ast.parse(text, str(path))
@@ -214,7 +221,7 @@ def _entry(call: ast.Call, node: ast.ClassDef | ast.FunctionDef, path: Path, mod
     try:
         (name,) = [ast.literal_eval(argument) for argument in call.args]
         given = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CatalogError(
             f"{where}: @method takes one name and literal keywords, since it is read, not run"
         ) from error

@@ -34,7 +34,10 @@ def pairs(items: list[str], option: str, many: bool = False) -> dict[str, Any]:
         name, equals, text = item.partition("=")
         if not equals or not name:
             raise Usage(f"{option} takes setting=value, not {item!r}")
-        found[name] = [parse(part) for part in text.split(",")] if many else parse(text)
+        if many:
+            found.setdefault(name, []).extend(parse(part) for part in text.split(","))
+        else:
+            found[name] = parse(text)
     return found
 
 
@@ -54,12 +57,16 @@ def study_of(name: str, scale: str, only: list[str] | None, set_: list[str] | No
     changes = pairs(set_ or [], "--set")
     experiment.configure(changes)  # names and types are checked even where no run is left
     study = Study(experiment, scale, device, pairs(only or [], "--only", many=True), changes)
+    _check_device(device)
+    return study
+
+
+def _check_device(device: str) -> None:
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
-            raise Usage("--device cuda: torch sees no CUDA device on this machine")
-    return study
+            raise Usage("runs on the device cuda cannot be done here: torch sees no CUDA device on this machine")
 
 
 def conduct(
@@ -77,9 +84,13 @@ def conduct(
         raise Usage(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
     if engine == "inline" and jobs > 1:
         raise Usage("the inline engine does one run at a time; leave --jobs out or take --engine joblib")
+    pause = os.environ.get("DLOPT_CHECKPOINT_SECONDS", "30")
+    try:
+        seconds = float(pause)
+    except ValueError as error:
+        raise Usage(f"DLOPT_CHECKPOINT_SECONDS takes a number of seconds, not {pause!r}") from error
     tables.writable(folder)
     deadline = time.time() + 60 * minutes if minutes is not None else None
-    seconds = float(os.environ.get("DLOPT_CHECKPOINT_SECONDS", "30"))
     settings = Settings(folder, threads, deadline, checkpoint_seconds=seconds, retry=retry)
     try:
         with Display(folder, study.experiment.primary) as display:
@@ -126,6 +137,7 @@ def reproduce(key: str, results: Path, threads: int | None) -> bool:
 
     from dlopt import experiments
     from dlopt.lab import tables
+    from dlopt.lab.compare import compare
     from dlopt.lab.run import Settings
     from dlopt.lab.study import rerun
 
@@ -133,10 +145,11 @@ def reproduce(key: str, results: Path, threads: int | None) -> bool:
         old = tables.one(results, key)
     except LookupError as error:
         raise Usage(error.args[0]) from error
+    _check_device(old.device)
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(Path(folder), threads=threads or int(old.environment.get("threads", 1)))
         new = rerun(experiments.load(old.experiment), old, settings).record
-    return new is not None and tables.compare(old, new)
+    return new is not None and compare(old, new)
 
 
 def memory_plan(model: str, topic: str | None, options: Mapping[str, Any]) -> None:
@@ -156,7 +169,10 @@ def memory_plan(model: str, topic: str | None, options: Mapping[str, Any]) -> No
     rows = []
     for method in catalog.methods(topic).values():
         if method.kind in ("optimizer", "zeroth") and not method.missing():
-            formula = method.load().memory
+            formula = getattr(method.load(), "memory", None)
+            if formula is None:
+                print(f"left out: {method.name} (from {method.origin}) has no memory formula", file=sys.stderr)
+                continue
             knows = "model" in inspect.signature(formula).parameters
             held = formula(parameters, model=built) if knows else formula(parameters)
             rows.append((method.topic, method.name, held))

@@ -134,3 +134,21 @@ def test_wrong_arguments_are_refused_with_value_and_range():
 def test_learns_digits():
     model = mlp()
     assert accuracy_on_digits(model, Muon(model.parameters(), model=model, lr=1e-2)) > 0.93
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_inner_matrices_of_the_embeddings_shape_are_hidden(tied):
+    """Where vocabulary and width are equal, queries and outputs are shaped like the head; they are no heads."""
+    from dlopt.tasks import models
+
+    model = models.build("lm", vocabulary=32, width=32, layers=2, heads=4, tied=tied)
+    hidden = {
+        n for n, p in model.named_parameters() if p.dim() == 2 and n not in ("embed_tokens.weight", "lm_head.weight")
+    }
+    assert any("q_proj" in name for name in hidden)
+    optimizer = Muon(model.named_parameters(), model=model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    named = dict(model.named_parameters())
+    assert {name for name, p in named.items() if "variance" not in optimizer.state[p]} == hidden

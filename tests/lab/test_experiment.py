@@ -169,3 +169,67 @@ def test_experiments_need_not_have_methods():
     bare = dataclasses.replace(experiment, config=Bare)
     assert bare.configure({"x": [1, 2]}) == Bare(x=(1, 2))
     assert overrides(Bare(x=(1,))) == {"x": (1,)}
+
+
+def test_a_whole_number_for_a_float_is_no_changed_default():
+    run = Run.of(experiment, Config(pause=0, params={"momentum": 0.0}), "s", "cpu")
+    assert run.key == key(Config())
+    assert run.stale(Record(run.key, "toy", 1, resolved(Config()), {}, {}, "cpu", "done")) == ""
+    bare = dataclasses.replace(experiment, config=Bare)
+    assert key(Bare(x=[]), bare) == key(Bare(), bare)
+
+
+def test_settings_that_no_record_can_hold_or_no_generator_take_are_refused():
+    with pytest.raises(ConfigError, match=r"toy: .* holds NaN or infinity"):
+        Run.of(experiment, Config(params={"momentum": float("inf")}), "s", "cpu")
+    for seed in (-1, 2**32, 2**70):
+        with pytest.raises(ConfigError, match=f"toy: seed must be between 0 and 4294967295, got {seed}"):
+            Run.of(experiment, Config(seed=seed), "s", "cpu").check()
+
+    def check(cfg):
+        return [][0]
+
+    with pytest.raises(ConfigError, match="toy: sgd refuses its settings: IndexError: list index out of range"):
+        Run.of(dataclasses.replace(experiment, check=check), Config(), "s", "cpu").check()
+
+
+def test_best_finds_trials_by_settings_that_are_tuples():
+    """A record holds a list where the config has a tuple."""
+    wide = dataclasses.replace(experiment, config=Wide)
+    run = Run.of(wide, Wide(hidden=(8, 8), params={"lr": 0.1}), "tune", "cpu")
+    content = {"method": "sgd", "hidden": [8, 8]}
+    record = Record(run.key, "toy", 1, content, {}, {}, "cpu", "done", summary={"val_loss": 1.0})
+    earlier = Earlier({"tune": [record]}, {"tune": [run]})
+    assert earlier.best("tune", "val_loss", maximise=False, hidden=(8, 8)) == {"lr": 0.1}
+
+
+@dataclass(frozen=True)
+class Wide:
+    method: str = "sgd"
+    params: dict[str, Any] = field(default_factory=dict)
+    hidden: tuple[int, ...] = ()
+
+
+def test_only_narrows_what_is_run_not_what_later_stages_know(tmp_path):
+    """`--only stage=report` finds the trials that are recorded; before, it said that no trial ended well."""
+    reasons = [w.reason for p in Study(experiment, "smoke", only={"seed": [0]}).plan(tmp_path) for w in p.pending]
+    assert reasons == ["stage tune lacks 3 runs of method=sgd"]
+    for number, run in enumerate(Study(experiment, "smoke").plan(tmp_path)[0].runs):
+        Record(run.key, "toy", 1, resolved(run.config), dict(run.overrides), dict(run.identity), "cpu", "done",
+               summary={"val_loss": number}).save(tmp_path)  # fmt: skip
+    for only, runs in (({"stage": ["report"]}, [0, 2]), ({"seed": [0]}, [0, 1])):
+        assert [len(p.runs) for p in Study(experiment, "smoke", only=only).plan(tmp_path)] == runs
+
+
+def test_only_that_no_run_has_is_refused(tmp_path):
+    def count(**only):
+        return sum(len(p.runs) + len(p.pending) for p in Study(experiment, "smoke", only=only).plan(tmp_path))
+
+    with pytest.raises(ConfigError, match="--only: no run of toy at scale smoke has stage=tunee"):
+        count(stage=["tunee"])
+    assert count(**{"params.momentum": [0]}) == 5  # the method's default; two runs are not known yet
+    with pytest.raises(ConfigError, match=r"no run of toy at scale smoke has stage=tune and params\.lrr=1"):
+        count(**{"stage": ["tune"], "params.lrr": [1]})
+    bare = dataclasses.replace(experiment, config=Bare)
+    with pytest.raises(ConfigError, match=r"--only params\.lr: toy has no such setting"):
+        Study(bare, "smoke", only={"params.lr": [1]})

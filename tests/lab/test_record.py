@@ -2,10 +2,11 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
 
 from dlopt.lab import record as records
-from dlopt.lab.record import Record, RecordCorrupt, RecordUnwritable, load, load_all, make_key, set_aside
+from dlopt.lab.record import Record, RecordCorrupt, RecordUnwritable, load, load_all, make_key, plain, same, set_aside
 
 
 def a_record(**changes):
@@ -168,3 +169,46 @@ def test_the_key_depends_on_what_decides_the_result_only():
         make_key("toy", 1, {"params": {"lr": 0.1}}, {"toy": "0"}, "cuda"),
     ]
     assert len({base, *others}) == 6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_setting_that_is_not_finite_gets_no_key(value):
+    """Its record would hold null, as that of None does: three runs would share one key."""
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        make_key("toy", 1, {"params": {"clip": value}}, {"toy": "0"}, "cpu")
+
+
+def test_settings_are_the_same_by_meaning():
+    assert same(1, 1.0)
+    assert same((1, (2,)), [1, [2]])
+    assert same({"a": (1,)}, {"a": [1.0]})
+    assert same(float("inf"), float("inf"))
+    assert not same(float("inf"), None)
+    assert not same("1", 1)
+    numbers = plain([np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True)])
+    assert [type(v) for v in numbers] == [float, float, int, bool]
+
+
+def test_a_record_with_a_number_that_is_not_finite_is_refused(tmp_path):
+    path = a_record().save(tmp_path)
+    path.write_text(path.read_text().replace('"loss": 0.5', '"loss": NaN'))
+    with pytest.raises(RecordCorrupt, match="changed after it was written"):
+        load(path)
+
+
+def test_what_cannot_be_read_is_named_and_what_vanished_is_no_trouble(tmp_path, monkeypatch):
+    good = a_record().save(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    found, broken = load_all(tmp_path)
+    assert [r.key for r in found] == [good.stem]
+    assert [str(b) for b in broken] == [f"{tmp_path}/folder.json cannot be read (Is a directory)"]
+    (tmp_path / "gone.json").write_text("{")
+    real = records.load
+
+    def loading(path):
+        if path.name == "gone.json":
+            path.unlink()  # a driver sets it aside between the listing and the reading
+        return real(path)
+
+    monkeypatch.setattr(records, "load", loading)
+    assert len(load_all(tmp_path)[1]) == 1

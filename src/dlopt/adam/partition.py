@@ -49,11 +49,11 @@ def partition(model: nn.Module, scheme: str = "paper", override: Mapping[str, An
             f"attention of unknown class: {'; '.join(strangers)}. Say what its projections are with "
             "register_attention(class, roles), or how each of its matrices is cut with override={name: blocks}"
         )
-    vocabularies = {tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Embedding)}
+    heads = _heads(model)
     table, unknown = Partition(), []
     for prefix, module in model.named_modules():
         for name, tensor in module.named_parameters(prefix, recurse=False):
-            role, blocks = attention.get(tensor) or _plain(module, tensor, name, vocabularies)
+            role, blocks = attention.get(tensor) or _plain(module, tensor, name, heads)
             if scheme == "tensor":
                 blocks = whole(tensor)
             elif scheme == "element":
@@ -78,7 +78,21 @@ def partition(model: nn.Module, scheme: str = "paper", override: Mapping[str, An
     return table
 
 
-def _plain(module: nn.Module, tensor: Tensor, name: str, vocabularies: set[tuple[int, ...]]) -> tuple[str, Blocks]:
+def _heads(model: nn.Module) -> set[Tensor]:
+    """Weights of language-model heads: for each shape of an embedding, the last Linear of that shape.
+
+    The last one only, since inner layers have the same shape where vocabulary and width are equal; and none where the
+    embedding itself is a head (tied weights).
+    """
+    linears = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    tied = {tuple(w.shape) for w in linears if w in embeddings}
+    last = {tuple(w.shape): w for w in linears}
+    shapes = {tuple(w.shape) for w in embeddings} - tied
+    return {w for shape, w in last.items() if shape in shapes}
+
+
+def _plain(module: nn.Module, tensor: Tensor, name: str, heads: set[Tensor]) -> tuple[str, Blocks]:
     """Role and blocks of a tensor outside attention, from the type of its module."""
     if "bias" in name.rpartition(".")[2]:  # an attribute of the module: bias, in_proj_bias, bias_hh_l0
         return "bias", whole(tensor)
@@ -89,7 +103,7 @@ def _plain(module: nn.Module, tensor: Tensor, name: str, vocabularies: set[tuple
     by_output = slices(tensor, output_axis(module))
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "embedding", by_output
-    if isinstance(module, nn.Linear) and tuple(tensor.shape) in vocabularies:
+    if tensor in heads:
         return "head", by_output
     if isinstance(module, nn.modules.conv._ConvNd):
         return "convolution", by_output

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from dlopt.lab import palette
+from dlopt.lab import canvas, figures, palette
 from dlopt.lab.record import Record
 from dlopt.lab.stats import Comparison, Interval, compare, mean_interval, steps_to_target
 from dlopt.lab.study import Results
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 CONFIRMED, CONTRADICTED, OPEN = "证实", "推翻", "未定"
 VERDICTS = {"better": "更好", "worse": "更差", "undecided": "未能区分"}
@@ -85,25 +87,58 @@ def runs_table(results: Results, about: Mapping[str, str], varied: Callable[[Rec
     return frame
 
 
-def mean_steps_to(records: Iterable[Record], column: str, target: float, x: str = "step") -> float | None:
-    """Mean over seeds of where a curve first reaches a target; None if some seed never does."""
+def mean_steps_to(
+    records: Iterable[Record], column: str, target: float, x: str = "step", higher: bool = True
+) -> float | None:
+    """Mean over seeds of where a curve first reaches a target; None if some seed never does.
+
+    higher: whether larger values are better, as of an accuracy; False for a loss.
+    """
     found = []
     for record in records:
-        pairs = [(a, b) for a, b in zip(record.curve[x], record.curve[column]) if a is not None and b is not None]
-        reached = steps_to_target([a for a, _ in pairs], [b for _, b in pairs], target, higher_is_better=True)
+        reached = first_reaching(record, column, target, x, higher)
         if reached is None:
             return None
         found.append(reached)
     return sum(found) / len(found) if found else None
 
 
+def first_reaching(record: Record, column: str, target: float, x: str = "step", higher: bool = True) -> float | None:
+    """Where one curve first reaches a target, linear between its points; None if it never does, or has no curve."""
+    values = zip(record.curve.get(x, []), record.curve.get(column, []))
+    pairs = [(a, b) for a, b in values if a is not None and b is not None]
+    return steps_to_target([a for a, _ in pairs], [b for _, b in pairs], target, higher_is_better=higher)
+
+
 def at(record: Record, x: str, place: float, column: str) -> float | None:
     """A column's value where x reaches `place`, linear between the points of the curve; None beyond its end."""
-    pairs = [(a or 0, b) for a, b in zip(record.curve[x], record.curve[column]) if b is not None and math.isfinite(b)]
+    values = zip(record.curve.get(x, []), record.curve.get(column, []))
+    pairs = [(a or 0, b) for a, b in values if b is not None and math.isfinite(b)]
     for (a0, b0), (a1, b1) in pairwise(pairs):
         if a0 <= place <= a1:
             return b0 if a1 == a0 else b0 + (b1 - b0) * (place - a0) / (a1 - a0)
     return None
+
+
+def median(records: Iterable[Record], figure: str) -> float | None:
+    """Median of a summary figure over the runs that ended well; None if there are none. For times."""
+    values = [float(r.summary[figure]) for r in records if r.status == "done" and r.summary.get(figure) is not None]
+    return statistics.median(values) if values else None
+
+
+def blank(text: str = "尚无记录") -> Figure:
+    """A figure that says that there is nothing to draw yet: a report of a partial grid still compiles."""
+    with canvas.style():
+        figure, (axes,) = canvas.panels(1, 0.7)
+        axes.axis("off")
+        axes.text(0.5, 0.5, text, ha="center", va="center", color=palette.GREY)
+        return canvas.finish(figure)
+
+
+def curves_or_blank(records: Iterable[Record], x: str, y: Sequence[str], **options: Any) -> Figure:
+    """`figures.curves` of the runs that have such a curve; a blank figure if there are none."""
+    there = [r for r in records if all(any(v is not None for v in r.curve.get(c, ())) for c in (x, *y))]
+    return figures.curves(there, x, y, **options) if there else blank()
 
 
 def percent(share: float, digits: int = 1) -> str:

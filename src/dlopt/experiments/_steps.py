@@ -189,5 +189,7 @@ def step_bytes(method: str, params: Mapping[str, Any], built: Built) -> Bytes:
 
 def check_method(method: str, params: Mapping[str, Any]) -> None:
     """Build the method on a tiny model, so that a hyper-parameter out of range is refused before anything runs."""
+    if "seed" in params:  # one equal to the method's default would not even enter the key
+        raise ValueError("a method draws from the seed of its run: set seed, not params.seed")
     if not catalog.find(method).missing():
         make_optimizer(method, params, nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))

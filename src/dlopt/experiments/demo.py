@@ -59,7 +59,7 @@ def check(cfg: Config) -> None:
     if cfg.schedule not in ("constant", "cosine"):
         raise ValueError(f"schedule takes constant or cosine, not {cfg.schedule!r}")
     check_method(cfg.method, cfg.params)
-    task(cfg).ready()
+    task(cfg).ready(cfg.batch)
 
 
 def run(cfg: Config, log: Log) -> Mapping[str, Any]:

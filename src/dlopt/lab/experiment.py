@@ -23,7 +23,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, get_origin, get_type_hints
 
 from dlopt import catalog
-from dlopt.lab.record import Record, canonical, make_key
+from dlopt.lab.record import Record, canonical, make_key, plain, same
 
 
 class ConfigError(ValueError):
@@ -108,11 +108,11 @@ class Run:
         try:
             changed = overrides(config)
             identity = dict(experiment.identity(config))
+            key = make_key(experiment.name, experiment.version, changed, identity, device)
         except ConfigError:
             raise
         except ValueError as error:
             raise ConfigError(f"{experiment.name}: {_sentence(error)}") from error
-        key = make_key(experiment.name, experiment.version, changed, identity, device)
         return cls(experiment, config, stage, device, changed, identity, key, minutes)
 
     def check(self) -> None:
@@ -123,22 +123,28 @@ class Run:
                 entry = catalog.find(method)
                 if not entry.missing():
                     entry.check(getattr(self.config, "params", {}))
+            if not 0 <= (seed := getattr(self.config, "seed", 0)) < 2**32:
+                raise ConfigError(f"{self.experiment.name}: seed must be between 0 and {2**32 - 1}, got {seed}")
             self.experiment.check(self.config)
         except ConfigError:
             raise
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{self.experiment.name}: {_sentence(error)}") from error
+        except (LookupError, AttributeError, ArithmeticError, AssertionError) as error:
+            # what a method's constructor raises for a value it did not expect, such as betas=[0.9]
+            text = f"{method} refuses its settings: {type(error).__name__}: {_sentence(error)}"
+            raise ConfigError(f"{self.experiment.name}: {text}") from error
 
     def stale(self, record: Record) -> str:
         """'' or a sentence: the record was made when a default had another value than today.
 
         The key holds only what differs from the defaults, so a changed default would otherwise go unseen.
         """
-        now, then = resolved(self.config), record.config
+        now, then = plain(resolved(self.config)), record.config
         both = [(k, then[k], now[k]) for k in now if k in then and k != "params"]
         old, new = then.get("params", {}), now.get("params", {})
         both += [(f"params.{k}", old[k], new[k]) for k in new if k in old]
-        changed = [(k, a, b) for k, a, b in both if canonical(a) != canonical(b)]
+        changed = [(k, a, b) for k, a, b in both if not same(a, b)]
         if not changed:
             return ""
         name, a, b = changed[0]
@@ -172,12 +178,11 @@ class Earlier:
         is left. Of equal trials the first wins.
         """
 
-        def fits(config: Any) -> bool:
-            get = config.get if isinstance(config, Mapping) else lambda name: getattr(config, name)
-            return all(get(name) == value for name, value in where.items())
+        def fits(run: Run) -> bool:
+            return all(same(getattr(run.config, name), value) for name, value in where.items())
 
-        planned = [run for run in self._planned.get(stage, ()) if fits(run.config)]
-        mine = {r.key: r for r in self.records(stage) if fits(r.config)}
+        planned = [run for run in self._planned.get(stage, ()) if fits(run)]
+        mine = {r.key: r for r in self.records(stage)}
         label = ", ".join(f"{k}={v}" for k, v in where.items())
         if missing := sum(run.key not in mine for run in planned):
             return Pending(f"stage {stage} lacks {missing} runs of {label}")
@@ -202,8 +207,8 @@ def overrides(config: Any) -> dict[str, Any]:
         value = getattr(config, f.name)
         if f.name == "params":
             usual = _defaults(config)
-            value = {k: v for k, v in value.items() if k not in usual or canonical(usual[k]) != canonical(v)}
-        if value != default:
+            value = {k: v for k, v in value.items() if k not in usual or not same(usual[k], v)}
+        if not same(value, default):
             changed[f.name] = value
     return changed
 
@@ -220,15 +225,15 @@ def _defaults(config: Any) -> dict[str, Any]:
     method = getattr(config, "method", None)
     if method is None or catalog.find(method).missing():
         return {}
-    plain = {}
+    usual = {}
     for name, default in catalog.find(method).parameters().items():
         if default is not inspect.Parameter.empty:
             try:
-                canonical(default)
-                plain[name] = default
-            except (TypeError, ValueError):
-                plain[name] = getattr(default, "__name__", type(default).__name__)
-    return plain
+                plain(default)
+                usual[name] = default
+            except TypeError:
+                usual[name] = getattr(default, "__name__", type(default).__name__)
+    return usual
 
 
 def parse(text: str) -> Any:

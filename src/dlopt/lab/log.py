@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dlopt.lab.record import plain
 from dlopt.memory import Bytes
 
 CURVE_POINTS = 200
@@ -58,8 +59,8 @@ class Log:
         return self._before + time.perf_counter() - self._since
 
     def row(self, step: int, **values: Any) -> None:
-        """Add a point to the curve; seconds are added here."""
-        self.rows.append({"step": step, **values, "seconds": round(self.elapsed(), 3)})
+        """Add a point to the curve; seconds are added here. NumPy's numbers become Python's, as checkpoints need."""
+        self.rows.append({"step": step, **plain(values), "seconds": round(self.elapsed(), 3)})
 
     def curve(self, points: int = CURVE_POINTS) -> dict[str, list[Any]]:
         """The rows as columns, thinned to about `points` rows: the same rows whatever pieces the run was done in.

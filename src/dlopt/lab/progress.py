@@ -31,6 +31,8 @@ class Display:
         self._began = 0.0
         self._plan: StagePlan | None = None
         self._keys: set[str] = set()
+        self._open: set[str] = set()  # those of them that have not ended: the thread may draw their bars
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Display:
         if not self.plain:
@@ -58,13 +60,21 @@ class Display:
 
     def start(self, plan: StagePlan) -> None:
         """A stage begins."""
+        with self._lock:
+            self._start(plan)
+
+    def _start(self, plan: StagePlan) -> None:
         self._plan, self._keys = plan, {run.key for run in plan.left}
+        self._open = set(self._keys)
         self._done, self._minutes, self._began = 0, 0.0, time.monotonic()
         if not self.plain:
+            from rich.markup import escape
+
             for task in self._tasks.values():
                 self._bars.remove_task(task)
             total = sum(run.minutes for run in plan.left) or 1e-9
-            self._tasks = {"": self._bars.add_task(f"[bold]{plan.stage.name}[/]: {plan.stage.about}", total=total)}
+            text = f"[bold]{plan.stage.name}[/]: {escape(plan.stage.about)}"
+            self._tasks = {"": self._bars.add_task(text, total=total)}
         elif plan.left:
             have = len(plan.records)
             known = f", {have} already recorded" if have else ""
@@ -72,7 +82,12 @@ class Display:
 
     def tell(self, plan: StagePlan, outcome: Outcome) -> None:
         """A run ended or paused."""
+        with self._lock:
+            self._tell(outcome)
+
+    def _tell(self, outcome: Outcome) -> None:
         self._done += 1
+        self._open.discard(outcome.run.key)
         self._minutes += outcome.run.minutes
         text = f"[{self._done}/{len(self._keys)}] {describe(outcome.run)}: {self._result(outcome)}"
         if self.plain:
@@ -99,23 +114,27 @@ class Display:
         return f", about {seconds / 60:.1f} min left in this stage"
 
     def _poll(self) -> None:
+        while not self._stop.wait(0.5):
+            with self._lock:
+                self._look()
+
+    def _look(self) -> None:
         from rich.markup import escape
 
-        while not self._stop.wait(0.5):
-            running = 0.0
-            minutes = {run.key: run.minutes for run in self._plan.left} if self._plan else {}
-            for key in list(self._keys):
-                path = self.folder / ".work" / key / "progress.json"
-                try:
-                    told = json.loads(path.read_text())
-                except (OSError, ValueError):
-                    continue
-                if key not in self._tasks:
-                    self._tasks[key] = self._bars.add_task("  " + escape(told["label"][:60]), total=told["total"])
-                self._bars.update(self._tasks[key], completed=told["done"], total=told["total"])
-                running += minutes.get(key, 0.0) * told["done"] / max(told["total"], 1)
-            if "" in self._tasks:
-                self._bars.update(self._tasks[""], completed=self._minutes + running)
+        running = 0.0
+        minutes = {run.key: run.minutes for run in self._plan.left} if self._plan else {}
+        for key in sorted(self._open):
+            path = self.folder / ".work" / key / "progress.json"
+            try:
+                told = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+            if key not in self._tasks:
+                self._tasks[key] = self._bars.add_task("  " + escape(told["label"][:60]), total=told["total"])
+            self._bars.update(self._tasks[key], completed=told["done"], total=told["total"])
+            running += minutes.get(key, 0.0) * told["done"] / max(told["total"], 1)
+        if "" in self._tasks:
+            self._bars.update(self._tasks[""], completed=self._minutes + running)
 
 
 def result_line(record: Record, metric: str = "") -> str:

@@ -76,13 +76,13 @@ class Record:
             "curve": keep(self.curve),
             "bytes": self.bytes,
         }
-        plain: dict[str, Any] = _plain(content)  # as it stands in a file: lists for tuples, null for NaN
-        return plain
+        found: dict[str, Any] = plain(content)  # as it stands in a file: lists for tuples, null for NaN
+        return found
 
     def save(self, folder: Path) -> Path:
         """Write `<folder>/<key>.json` whole or not at all."""
         path = folder / f"{self.key}.json"
-        content = _plain(asdict(self)) | {"format": FORMAT}
+        content = plain(asdict(self)) | {"format": FORMAT}
         content["checksum"] = _checksum(content)
         write_atomic(path, _pretty(content).encode())
         return path
@@ -91,7 +91,11 @@ class Record:
 def make_key(
     experiment: str, version: int, overrides: Mapping[str, Any], identity: Mapping[str, str], device: str
 ) -> str:
-    """The key of a run: 16 hexadecimal digits of a sha256 over what decides its result."""
+    """The key of a run: 16 hexadecimal digits of a sha256 over what decides its result.
+
+    `ValueError` for a setting that is NaN or infinite: its record would hold null, as for None.
+    """
+    canonical(overrides)  # so that the error, if there is one, names the settings alone
     text = canonical([experiment, version, dict(overrides), dict(identity), device])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -102,10 +106,17 @@ def load(path: Path) -> Record:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         raise RecordCorrupt(f"{path} is not a whole JSON file ({error})") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RecordCorrupt(f"{path} cannot be read ({error.strerror})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RecordCorrupt(f"{path} is not a record of format {FORMAT}")
-    claimed = content.pop("checksum", None)
-    if claimed != _checksum(content):
+    try:
+        whole = content.pop("checksum", None) == _checksum(content)
+    except ValueError:  # NaN or infinity, which no record holds
+        whole = False
+    if not whole:
         raise RecordCorrupt(f"{path} was changed after it was written: its checksum does not fit")
     del content["format"]
     try:
@@ -132,6 +143,8 @@ def load_all(folder: Path) -> tuple[list[Record], list[RecordCorrupt]]:
             continue
         try:
             found.append(load(path))
+        except FileNotFoundError:
+            continue  # set aside by a driver that is at work
         except RecordCorrupt as error:
             broken.append(error)
     return found, broken
@@ -164,8 +177,16 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces, for hashing. NaN is refused."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """JSON with sorted keys and no spaces, for hashing. `ValueError` for NaN and infinity."""
+    try:
+        return _dump(plain(value, lossy=False))
+    except ValueError as error:
+        raise ValueError(f"{value!r} holds NaN or infinity: take None or a large number instead") from error
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two settings mean the same: 1 and 1.0 do, and a list and a tuple."""
+    return bool(plain(a, lossy=False) == plain(b, lossy=False))
 
 
 def columns(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -183,23 +204,28 @@ def columns(records: Iterable[Record]) -> list[dict[str, Any]]:
     return rows
 
 
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it: tuples as lists, numpy scalars as numbers, NaN and infinity as null."""
+def plain(value: Any, lossy: bool = True) -> Any:
+    """The value as JSON can hold it: tuples as lists, numpy scalars as numbers, NaN and infinity as null if lossy."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v, lossy) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v, lossy) for v in value]
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return float(value) if math.isfinite(value) or not lossy else None
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        return _plain(value.item())
+        return plain(value.item(), lossy)
     raise TypeError(f"{value!r} ({type(value).__name__}) cannot stand in a record")
 
 
+def _dump(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical({k: v for k, v in content.items() if k != "checksum"}).encode()).hexdigest()
+    """Of content that is plain already, as it is in a file: thousands of records are read at once."""
+    return hashlib.sha256(_dump({k: v for k, v in content.items() if k != "checksum"}).encode()).hexdigest()
 
 
 def _pretty(content: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from dlopt import catalog
 from dlopt.lab.experiment import Run, resolved
 from dlopt.lab.log import Diverged, Log, Paused
-from dlopt.lab.record import Record, RecordCorrupt, RecordUnwritable, load, set_aside
+from dlopt.lab.record import Record, RecordCorrupt, RecordUnwritable, load, plain, set_aside
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,16 @@ class Outcome:
 def claim(work: Path) -> Iterator[bool]:
     """Hold the claim on a run's folder; yields False at once if another process holds it."""
     while True:
-        work.mkdir(parents=True, exist_ok=True)
         path = work / "claim"
         try:
+            work.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         except FileNotFoundError:
             continue  # the folder was removed in between by the process that finished the run
+        except FileExistsError:
+            if any(p.is_file() or (p.is_symlink() and not p.exists()) for p in (work, *work.parents)):
+                raise  # a file, or a link to nothing, stands in the folder's place
+            continue  # removed between the attempt to make it and the look at what is there
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -76,20 +80,29 @@ def claim(work: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def finished(run: Run, settings: Settings) -> Record | None:
-    """The record that makes this run unnecessary, if there is one. A broken file in its place is set aside."""
-    path = settings.folder / f"{run.key}.json"
-    if not path.exists():
-        return None
+def recorded(run: Run, folder: Path) -> Record | None:
+    """The run's record, if there is a whole one. Changes nothing."""
     try:
-        record = load(path)
-    except FileNotFoundError:
+        return load(folder / f"{run.key}.json")
+    except (FileNotFoundError, RecordCorrupt):
         return None
+
+
+def finished(run: Run, settings: Settings) -> Record | None:
+    """The record that makes this run unnecessary, if there is one. Changes nothing."""
+    record = recorded(run, settings.folder)
+    again = record is not None and (record.status == "skipped" or (record.status == "failed" and settings.retry))
+    return None if again else record
+
+
+def _make_room(path: Path) -> None:
+    """Set a broken file aside. Only for the holder of the claim: else another process may just have mended it."""
+    try:
+        load(path)
+    except FileNotFoundError:
+        return
     except RecordCorrupt as error:
         print(f"{error}; it is kept as {set_aside(path).name} and the run is done anew")
-        return None
-    again = record.status == "skipped" or (record.status == "failed" and settings.retry)
-    return None if again else record
 
 
 def execute(run: Run, settings: Settings) -> Outcome:
@@ -103,20 +116,25 @@ def execute(run: Run, settings: Settings) -> Outcome:
                 return Outcome(run, "busy")
             record = finished(run, settings)
             if record is None:
+                _make_room(settings.folder / f"{run.key}.json")
                 record = _perform(run, settings, work)
                 record.save(settings.folder)
             shutil.rmtree(work, ignore_errors=True)
             return Outcome(run, "recorded", record)
     except Paused as pause:
         return Outcome(run, "paused", note=str(pause))
-    except PermissionError as error:
-        raise RecordUnwritable(error.errno, f"cannot write in {settings.folder}: {error.strerror}") from error
+    except RecordUnwritable:
+        raise
+    except OSError as error:
+        where = error.filename or settings.folder
+        raise RecordUnwritable(error.errno, f"cannot work in {settings.folder}: {where}: {error.strerror}") from error
 
 
 def _perform(run: Run, settings: Settings, work: Path) -> Record:
     from dlopt.lab import meter  # imports torch
 
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    environment, source = meter.environment(run.device), meter.source_state()
     status, reason, summary = "done", "", {}
     log = Log(run.key, work, run.device, settings.deadline, settings.checkpoint_seconds, label=describe(run))
     missing = catalog.find(run.config.method).missing() if hasattr(run.config, "method") else ()
@@ -126,7 +144,7 @@ def _perform(run: Run, settings: Settings, work: Path) -> Record:
         _prepare(run, settings)
         log.progress(0, 1)
         try:
-            summary = dict(run.experiment.run(run.config, log))
+            summary = plain(dict(run.experiment.run(run.config, log)))  # refuses what no record can hold
         except Diverged as error:
             status, reason = "diverged", str(error)
         except (Paused, RecordUnwritable):
@@ -148,8 +166,8 @@ def _perform(run: Run, settings: Settings, work: Path) -> Record:
         summary=summary | {"seconds": round(log.elapsed(), 3)},
         curve=log.curve(),
         bytes=log.bytes.as_dict(),
-        environment=meter.environment() | {"threads": settings.threads},
-        source=meter.source_state() | {"code": meter.code_hash()},
+        environment=environment | {"threads": settings.threads},
+        source=source | {"code": meter.code_hash()},
         started=started,
     )
 

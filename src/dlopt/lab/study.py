@@ -15,8 +15,8 @@ from typing import Any
 from dlopt import catalog
 from dlopt.lab.engine import inline, submit
 from dlopt.lab.experiment import ConfigError, Earlier, Experiment, Pending, Run, Stage, resolved
-from dlopt.lab.record import Record, RecordCorrupt, canonical, load
-from dlopt.lab.run import Outcome, Settings, describe, finished
+from dlopt.lab.record import Record, same
+from dlopt.lab.run import Outcome, Settings, describe, finished, recorded
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Study:
             raise ConfigError(f"{self.experiment.name} has no scale {self.scale!r}; it has {have}")
         known = set(resolved(self.experiment.config())) | {"stage"}
         for name in self.only or {}:
-            if name not in known and not name.startswith("params."):
+            if name not in known and not ("params" in known and name.startswith("params.")):
                 hint = catalog.suggest(name, known)
                 raise ConfigError(f"--only {name}: {self.experiment.name} has no such setting{hint}")
         if "method" in (self.only or {}):
@@ -72,26 +72,29 @@ class Study:
 
     def plan(self, folder: Path) -> list[StagePlan]:
         """All stages. A later stage's runs are pending where they depend on earlier ones that are not complete."""
-        return list(self._plans(lambda run: _peek(run, folder)))
+        return list(self._plans(lambda run: recorded(run, folder)))
 
     def _plans(self, lookup: Callable[[Run], Record | None]) -> Iterator[StagePlan]:
         found: dict[str, list[Record]] = {}
         planned: dict[str, list[Run]] = {}
+        nothing = True
         for stage in self.experiment.stages[self.scale]:
             runs: dict[str, Run] = {}
+            wanted: set[str] = set()
             pending = []
             for config in stage.configs(Earlier(found, planned)):
                 params = getattr(config, "params", {})
-                if not self._wanted(config, stage.name):
-                    continue
+                asked = self._wanted(config, stage.name)
                 if isinstance(params, Pending):
-                    label = f"{getattr(config, 'method', '')} seed {getattr(config, 'seed', '-')}"
-                    pending.append(Waiting(label, params.reason, stage.minutes(config)))
+                    if asked:
+                        label = f"{getattr(config, 'method', '')} seed {getattr(config, 'seed', '-')}"
+                        pending.append(Waiting(label, params.reason, stage.minutes(config)))
                     continue
                 if self.changes:
                     config = self.experiment.configure(self.changes, config)
                 run = Run.of(self.experiment, config, stage.name, self.device, stage.minutes(config))
                 runs[run.key] = run
+                wanted |= {run.key} if asked else set()
             records = {}
             for run in runs.values():
                 record = lookup(run)
@@ -99,19 +102,27 @@ class Study:
                     if problem := run.stale(record):
                         raise ConfigError(problem)
                     records[run.key] = record
+            # later stages depend on all runs of this one, whichever are asked for now
             planned[stage.name] = list(runs.values())
             found[stage.name] = list(records.values())
-            yield StagePlan(stage, list(runs.values()), records, pending)
+            nothing = nothing and not wanted and not pending
+            asked_for = [run for run in runs.values() if run.key in wanted]
+            yield StagePlan(stage, asked_for, {k: r for k, r in records.items() if k in wanted}, pending)
+        if self.only and nothing:
+            said = " and ".join(f"{name}={','.join(map(str, values))}" for name, values in self.only.items())
+            raise ConfigError(f"--only: no run of {self.experiment.name} at scale {self.scale} has {said}")
 
     def _wanted(self, config: Any, stage: str) -> bool:
         for name, values in (self.only or {}).items():
             if name == "stage":
                 have: Any = stage
             elif name.startswith("params."):
-                have = config.params.get(name.removeprefix("params."))
+                if isinstance(config.params, Pending):
+                    continue  # not known yet
+                have = resolved(config)["params"].get(name.removeprefix("params."))
             else:
                 have = getattr(config, name)
-            if canonical(have) not in {canonical(v) for v in values}:
+            if not any(same(have, value) for value in values):
                 return False
         return True
 
@@ -128,19 +139,25 @@ class Study:
         Runs that another process works on are waited for, and taken over if that process dies. Stops early when
         the deadline has come. Every run of a stage is checked before the first one starts.
         """
-        ended: dict[str, Record] = {}  # of this call, so that a skipped run is tried once
+        ended: dict[str, Record] = {}  # read or made by this call: each is read once, a skipped run is tried once
+
+        def lookup(run: Run) -> Record | None:
+            if run.key not in ended and (record := finished(run, settings)) is not None:
+                ended[run.key] = record
+            return ended.get(run.key)
+
         number = 0
         while number < len(self.experiment.stages[self.scale]):
-            plans = list(self._plans(lambda run: ended.get(run.key) or finished(run, settings)))
+            plans = list(self._plans(lookup))
             plan = plans[number]
             for run in plan.left:
                 run.check()
             start(plan)
             paused = self._conduct_stage(plan, settings, engine, jobs, tell, ended)
             if paused:
-                return list(self._plans(lambda run: ended.get(run.key) or finished(run, settings)))
+                break
             number += 1
-        return list(self._plans(lambda run: ended.get(run.key) or finished(run, settings)))
+        return list(self._plans(lookup))
 
     def _conduct_stage(
         self,
@@ -213,11 +230,3 @@ def rerun(experiment: Experiment, record: Record, settings: Settings) -> Outcome
         )
     run.check()
     return next(inline([run], settings, 1))
-
-
-def _peek(run: Run, folder: Path) -> Record | None:
-    path = folder / f"{run.key}.json"
-    try:
-        return load(path) if path.exists() else None
-    except RecordCorrupt:
-        return None

@@ -19,7 +19,6 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from dlopt.catalog import Method
-from dlopt.lab.progress import result_line
 from dlopt.lab.record import Record, columns, load_all
 from dlopt.lab.run import describe
 from dlopt.lab.study import StagePlan
@@ -45,7 +44,7 @@ def plain(headers: Sequence[str], rows: Sequence[Sequence[Any]], title: str = ""
     """A table of texts."""
     table = _table(*headers, title=title)
     for row in rows:
-        table.add_row(*(escape(_text(v)) for v in row))
+        table.add_row(*(escape(text(v)) for v in row))
     _console().print(table)
 
 
@@ -101,7 +100,8 @@ def run_table(plans: Sequence[StagePlan], jobs: int) -> None:
         methods |= dict.fromkeys(w.label.split(" ")[0] for w in plan.pending)
         all_runs = len(plan.runs) + len(plan.pending)
         longest = max([r.minutes for r in plan.runs] + [w.minutes for w in plan.pending], default=0.0)
-        table.add_row(plan.stage.name, plan.stage.about, ", ".join(methods), str(all_runs), str(len(plan.records)),
+        about = escape(plan.stage.about)
+        table.add_row(plan.stage.name, about, ", ".join(methods), str(all_runs), str(len(plan.records)),
                       str(all_runs - len(plan.records)), f"{plan.minutes:.1f}", f"{longest:.2g} min")  # fmt: skip
         total += plan.minutes
     console = _console()
@@ -196,7 +196,7 @@ def show(
 
     rows = [row for row in rows if all(value(row, name) in values for name, values in only.items())]
     if sort:
-        rows.sort(key=lambda row: (value(row, sort) is None, value(row, sort)))
+        rows.sort(key=lambda row: _order(value(row, sort)))
     chosen = list(names or _telling(records, rows))
     if form == "json":
         print(json.dumps([{n: value(row, n) for n in (names or all_names)} for row in rows], ensure_ascii=False))
@@ -206,11 +206,16 @@ def show(
         writer.writerows([value(row, n) for n in chosen] for row in rows)
     else:
         last = [n.rsplit(".", 1)[-1] for n in chosen]
-        table = _table(*(short if last.count(short) == 1 else n for n, short in zip(chosen, last)))
-        for row in rows:
-            table.add_row(*(escape(_text(value(row, n))) for n in chosen))
-        _console().print(table)
+        headers = [short if last.count(short) == 1 else n for n, short in zip(chosen, last)]
+        _lines([headers, *([text(value(row, n)) for n in chosen] for row in rows)])
         print(f"{len(rows)} records")
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns; rich takes seconds for a thousand rows."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
 def _telling(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -220,12 +225,19 @@ def _telling(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> li
         changed |= dict.fromkeys(f"config.{n}" for n in record.overrides if n not in ("params", "method"))
         changed |= dict.fromkeys(f"params.{n}" for n in record.overrides.get("params", {}))
     figures = [n for n in dict.fromkeys(n for row in rows for n in row) if n.startswith("summary.")]
-    short = [n for n in figures if all(len(_text(row.get(n))) <= 12 for row in rows)]
-    several = [n for n in short if len({_text(row.get(n)) for row in rows}) > 1 or len(rows) == 1]
+    short = [n for n in figures if all(len(text(row.get(n))) <= 12 for row in rows)]
+    several = [n for n in short if len({text(row.get(n)) for row in rows}) > 1 or len(rows) == 1]
     return ["key", "status", "config.method", *sorted(changed, reverse=True), *several[:8]]
 
 
-def _text(value: Any) -> str:
+def _order(value: Any) -> tuple[int, float, str]:
+    """For sorting a column of mixed values: numbers, then texts and lists, then what is missing."""
+    if isinstance(value, bool | int | float):
+        return 0, value, ""
+    return (2, 0.0, "") if value is None else (1, 0.0, text(value))
+
+
+def text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
@@ -254,42 +266,18 @@ def _show_one(record: Record, form: str) -> None:
             print(f"{name}: {json.dumps(value, ensure_ascii=False)}")
 
 
-def compare(old: Record, new: Record) -> bool:
-    """Print what differs between a record and its repetition, times aside; True if nothing does."""
-    a, b = old.timeless(), new.timeless()
-    print(f"recorded: {result_line(old)}\nrepeated: {result_line(new)}")
-    same = True
-    for part in ("status", "config", "summary", "bytes", "curve"):
-        if a[part] == b[part]:
-            continue
-        same = False
-        if not isinstance(a[part], dict):
-            print(f"{part}: {a[part]} was recorded, {b[part]} now")
-            continue
-        for name in dict.fromkeys([*a[part], *b[part]]):
-            if a[part].get(name) != b[part].get(name):
-                then, now = (_text(values[part].get(name))[:60] for values in (a, b))
-                print(f"{part}.{name}: {then} was recorded, {now} now")
-    if same:
-        print("equal in config, status, summary, bytes and curve (times aside)")
-    else:
-        before, after = old.environment, new.environment
-        for name in sorted(set(before) & set(after)):
-            if before[name] != after[name] and name not in ("load", "load_average"):
-                print(f"environment.{name}: {before[name]} then, {after[name]} now")
-    return same
-
-
 def writable(folder: Path) -> None:
     """Raise `Unwritable` unless files can be made in the folder; makes nothing itself that would stay."""
     probe = folder
-    while not probe.exists():
-        probe = probe.parent
-    if not probe.is_dir():
-        raise Unwritable(f"{probe} is not a folder, so results cannot be written to {folder}")
-    test = probe / f".dlopt-{os.getpid()}.tmp"
     try:
+        while not os.path.lexists(probe):
+            probe = probe.parent
+        if not probe.is_dir():
+            raise Unwritable(f"{probe} is not a folder, so results cannot be written to {folder}")
+        test = probe / f".dlopt-{os.getpid()}.tmp"
         test.touch()
         test.unlink()
+    except Unwritable:
+        raise
     except OSError as error:
         raise Unwritable(f"cannot write in {probe}: {error.strerror}; choose another folder with --results") from error

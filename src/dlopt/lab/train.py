@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,8 +60,10 @@ def train(
     not finite or above `diverge_above`, `Paused` at the log's deadline, after a checkpoint.
     """
     log_every = log_every or max(1, steps // 100)
-    done, window, windowed = _resume(log, data, state)
-    batches = iter(data)
+    resumed = _resume(log, data, state)
+    done, window, windowed = resumed or (0, 0.0, 0)
+    with _undisturbed(log.device) if resumed else nullcontext():
+        batches = iter(data)  # what this draws from the generators was drawn when the run began
     saved_at = time.monotonic()
 
     def add_row(done: int, loss: float | None, with_evaluation: bool) -> None:
@@ -68,7 +71,7 @@ def train(
         if loss is not None:
             values["loss"] = loss
         if with_evaluation and evaluate is not None:
-            with torch.random.fork_rng():
+            with _undisturbed(log.device):
                 found = dict(evaluate())
             values |= found
             bad = {k: v for k, v in found.items() if not math.isfinite(v) or ("loss" in k and v > diverge_above)}
@@ -77,7 +80,7 @@ def train(
                 raise Diverged(f"{', '.join(f'{k} is {v:.4g}' for k, v in bad.items())} at step {done} of {steps}")
         log.row(done, **values)
 
-    if done == 0:
+    if resumed is None:
         add_row(0, None, with_evaluation=True)
     while done < steps:
         if log.deadline is not None and time.time() >= log.deadline:
@@ -110,7 +113,7 @@ def _save(log: Log, data: Data, state: Mapping[str, Stateful], done: int, window
         "window": [window, windowed],
         "data": data.state_dict(done),
         "state": {name: part.state_dict() for name, part in state.items()},
-        "random": random_state(),
+        "random": random_state(log.device),
         "log": log.state_dict(),
     }
     path = log.work / "checkpoint.pt"
@@ -124,13 +127,13 @@ def _save(log: Log, data: Data, state: Mapping[str, Stateful], done: int, window
         raise RecordUnwritable(getattr(error, "errno", None) or 28, message) from error
 
 
-def _resume(log: Log, data: Data, state: Mapping[str, Stateful]) -> tuple[int, float, int]:
+def _resume(log: Log, data: Data, state: Mapping[str, Stateful]) -> tuple[int, float, int] | None:
     path = log.work / "checkpoint.pt" if log.work else None
     if path is None or not path.exists():
-        return 0, 0.0, 0
-    content = _load(path, log)
+        return None
+    content = _load(path, log, state)
     if content is None:
-        return 0, 0.0, 0
+        return None
     for name, part in state.items():
         part.load_state_dict(content["state"][name])
     data.load_state_dict(content["data"])
@@ -141,26 +144,44 @@ def _resume(log: Log, data: Data, state: Mapping[str, Stateful]) -> tuple[int, f
     return int(content["done"]), float(window), int(windowed)
 
 
-def _load(path: Path, log: Log) -> dict[str, Any] | None:
+def _load(path: Path, log: Log, state: Mapping[str, Stateful]) -> dict[str, Any] | None:
     try:
-        content: dict[str, Any] = torch.load(path, map_location=log.device, weights_only=True)
+        # each tensor goes where it was: optimizers and generators keep some on the CPU, also on a GPU
+        content: Any = torch.load(path, weights_only=True)
     except Exception as error:
         # torch raises many types for a truncated or foreign file: zip, pickle and runtime errors
         print(f"{path} cannot be read ({type(error).__name__}); it is kept as {set_aside(path)}, the run starts anew")
         return None
-    if content.get("key") != log.key:
-        print(f"{path} belongs to another run; it is kept as {set_aside(path)}, the run starts anew")
+    wrong = ""
+    if not isinstance(content, dict) or content.get("key") != log.key:
+        wrong = "belongs to another run"
+    elif list(content["state"]) != list(state):
+        wrong = f"holds the states of {', '.join(content['state'])}, where the run has {', '.join(state)} today"
+    if wrong:
+        print(f"{path} {wrong}; it is kept as {set_aside(path)}, the run starts anew")
         return None
-    return content
+    found: dict[str, Any] = content
+    return found
 
 
-def random_state() -> dict[str, Any]:
-    """The states of the global generators of torch, NumPy and Python, as plain numbers and tensors."""
+@contextmanager
+def _undisturbed(device: str) -> Iterator[None]:
+    """Leave the global generators as they were before the body."""
+    before = random_state(device)
+    yield
+    restore_random_state(before)
+
+
+def random_state(device: str = "cpu") -> dict[str, Any]:
+    """The states of the global generators of torch, NumPy and Python, as plain numbers and tensors.
+
+    Those of the GPUs only for a run on one: a run on the CPU may go on where there is none.
+    """
     _, words, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (the generator that others may use)
     version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.device(device).type == "cuda" else [],
         "numpy": [[int(w) for w in words], int(position), int(has_gauss), float(cached)],
         "python": [version, list(internal), gauss],
     }

@@ -38,10 +38,12 @@ class Classification:
         """What the results depend on beside the settings: sha256 of the data."""
         return data.identity(self.data)
 
-    def ready(self) -> None:
-        """Raise `DataUnavailable` if the data is not on this machine."""
+    def ready(self, batch: int = 1) -> None:
+        """Raise `DataUnavailable` if the data is not on this machine, `ValueError` if it does not fill a batch."""
         spec = data.find(self.data)
         locate(spec.name, spec.files, spec.help)
+        if batch > 1 and batch > (n := _training_size(self)):
+            raise ValueError(f"batch must be at most {n}, the training examples of {self.data}, got {batch}")
 
     def build(self, seed: int, batch_size: int, device: str = "cpu") -> Classifier:
         """Model and batches of one seed: the seed draws initial weights, order and augmentation, not the split."""
@@ -54,7 +56,7 @@ class Classifier:
     def __init__(self, task: Classification, seed: int, batch_size: int, device: str):
         images = data.get(task.data)
         x, y = images.x_train, images.y_train
-        held = min(5000, round(task.validation * len(y)))
+        held = _held(task, len(y))
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
         train, validation = order[held:], order[:held]
         self.device = device
@@ -104,10 +106,46 @@ class Classifier:
         return losses / len(y), float(right.double().mean()), right
 
 
+def _held(task: Classification, n: int) -> int:
+    """How many of n training examples become the validation set."""
+    return min(5000, round(task.validation * n))
+
+
+_sizes: dict[str, int] = {}  # of whole training sets, so that each is opened once
+
+
+def _training_size(task: Classification) -> int:
+    if task.data not in _sizes:
+        _sizes[task.data] = len(data.get(task.data).y_train)
+    return _sizes[task.data] - _held(task, _sizes[task.data])
+
+
 TASKS = {
     task.name: task
     for task in (
         Classification("digits", "digits", "mlp", target=0.9, options={"features": 64, "hidden": (32,)}),
+        Classification(
+            "digits-vgg8", "digits", "vgg8", target=0.9, options={"channels": 1, "width": 0.125, "hidden": 128}
+        ),
+        Classification("mnist-vgg8-half", "mnist", "vgg8", target=0.98, options={"channels": 1, "width": 0.5}),
+        # GroupNorm in the place of BatchNorm: no statistics over a batch
+        Classification(
+            "digits-vgg8-group",
+            "digits",
+            "vgg8",
+            target=0.9,
+            options={"channels": 1, "width": 0.125, "hidden": 128, "norm": "group"},
+        ),
+        Classification(
+            "mnist-vgg8-half-group",
+            "mnist",
+            "vgg8",
+            target=0.98,
+            options={"channels": 1, "width": 0.5, "norm": "group"},
+        ),
+        Classification(
+            "cifar10-resnet8-group", "cifar10-jpeg", "resnet8", target=0.7, options={"norm": "group"}, pad=4, flip=True
+        ),
         Classification("cifar10-resnet8", "cifar10-jpeg", "resnet8", target=0.7, pad=4, flip=True),
         Classification("cifar10-resnet18", "cifar10-jpeg", "resnet18", target=0.8, pad=4, flip=True),
         Classification(

@@ -17,6 +17,8 @@ from dlopt.experiments._steps import check_method, train_method
 from dlopt.experiments.adam._common import NAMED, SEEDS, TRIALS, TUNING_SEED, at_least, methods, trials
 from dlopt.lab.experiment import Earlier, Experiment, Stage
 from dlopt.lab.log import Log
+from dlopt.lab.report import Presentation
+from dlopt.lab.study import Results
 from dlopt.tasks.classification import TASKS, Classification
 
 DIVERGED = 10 * math.log(10)  # ten times the loss of a guess among ten classes
@@ -74,7 +76,7 @@ def check(cfg: Config) -> None:
     if not 0 <= cfg.warmup < 1:
         raise ValueError(f"warmup must be a share of the steps in [0, 1), got {cfg.warmup}")
     check_method(cfg.method, cfg.params)
-    task(cfg).ready()
+    task(cfg).ready(cfg.batch)
 
 
 def run(cfg: Config, log: Log) -> Mapping[str, Any]:
@@ -150,6 +152,13 @@ def minutes(cfg: Config) -> float:
     return 0.05 + steps * SECONDS_PER_STEP.get(cfg.task, 0.2) / 60
 
 
+def present(results: Results) -> Presentation:
+    """Values, tables and figures of the report."""
+    from dlopt.experiments.adam._resnet_report import present as made  # it needs this file's numbers
+
+    return made(results)
+
+
 TUNE = Stage("tune", tune, minutes, f"{TRIALS} Sobol trials of the learning rate, 2 epochs")
 experiment = Experiment(
     name="adam/resnet",
@@ -172,5 +181,6 @@ experiment = Experiment(
     },
     identity=lambda cfg: task(cfg).identity(),
     check=check,
+    present=present,
     primary="val_accuracy",
 )
