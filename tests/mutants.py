@@ -78,7 +78,7 @@ MUTANTS = [
     Mutant("run: random generators not restored", "lab/train.py", '    restore_random_state(content["random"])\n', "", RUN),
     Mutant(
         "run: the claim is not exclusive", "lab/run.py",
-        "            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)\n", RUN, "claim or drivers",
+        "            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "            fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)\n", RUN, "claim or drivers",
     ),
     Mutant("run: the window of the training loss is lost on resume", "lab/train.py", "    return int(content[\"done\"]), float(window), int(windowed)", "    return int(content[\"done\"]), 0.0, 0", RUN),
     Mutant("run: a loss that is not finite is no divergence", "lab/train.py", "        if not math.isfinite(loss) or loss > diverge_above:", "        if False:", RUN),

@@ -1,4 +1,4 @@
-"""Made-up records of topic `sampling`, in the shape of real ones, for every run of a scale. Their numbers mean nothing."""
+"""Made-up records of topic `sampling` for every run of a scale, in the shape of real ones; the numbers mean nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def noise(cfg: Any) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(repr(cfg).encode()))
 
 
-def record(experiment: Experiment, cfg: Any, summary: Mapping[str, Any], curve: Mapping[str, Any], status: str) -> Record:
+def record(
+    experiment: Experiment, cfg: Any, summary: Mapping[str, Any], curve: Mapping[str, Any], status: str
+) -> Record:
     done = status == "done"
     return Record(
         key=f"{zlib.crc32(repr(cfg).encode()):016x}",

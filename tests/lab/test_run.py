@@ -103,6 +103,33 @@ def test_a_claim_is_held_by_one_and_freed_by_death(tmp_path):
         assert mine
 
 
+def test_children_of_a_killed_worker_do_not_hold_its_claim(tmp_path):
+    """A worker that had started a child, such as a loader's worker or git, and was then killed."""
+    child = fork.Value("i", 0)
+
+    def hold():
+        with claim(tmp_path / "run"):
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(60)
+                os._exit(0)
+            child.value = pid
+            time.sleep(60)
+
+    worker = fork.Process(target=hold)
+    worker.start()
+    while not child.value:
+        time.sleep(0.01)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    try:
+        with claim(tmp_path / "run") as mine:
+            assert mine
+        os.kill(child.value, 0)  # it was alive all the while
+    finally:
+        os.kill(child.value, signal.SIGKILL)
+
+
 def test_two_drivers_on_one_folder_share_the_runs(tmp_path):
     changes = {"pause": 0.02, "steps": 10}
     settings = Settings(tmp_path / "shared")

@@ -1,7 +1,7 @@
 """Executes one run: claims it, runs it or goes on from its checkpoint, and writes its record.
 
 A run in progress keeps its claim, checkpoint and progress in `<results>/<topic>/.work/<key>/`. The claim is an
-`flock` held by the working process: when that process dies, in whatever way, the claim is free at once.
+lock held by the working process: when that process dies, in whatever way, the claim is free at once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ class Outcome:
 
 @contextlib.contextmanager
 def claim(work: Path) -> Iterator[bool]:
-    """Hold the claim on a run's folder; yields False at once if another process holds it."""
+    """Hold the claim on a run's folder; yields False at once if another process holds it.
+
+    A POSIX record lock, not `flock`: children that a run forks (loader workers, git) would inherit an `flock` and hold
+    the claim of a dead worker. It binds processes, not threads: a process works on one run at a time.
+    """
     while True:
         path = work / "claim"
         try:
@@ -64,8 +68,8 @@ def claim(work: Path) -> Iterator[bool]:
                 raise  # a file, or a link to nothing, stands in the folder's place
             continue  # removed between the attempt to make it and the look at what is there
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX allows either
             os.close(handle)
             yield False
             return

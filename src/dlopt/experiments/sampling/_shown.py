@@ -1,0 +1,186 @@
+"""From the records of topic `sampling` to figures, tables and verdicts: pieces that its four parts use."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN, VERDICTS, interval, p_text
+from dlopt.experiments.sampling._common import DETERMINISTIC, NAMES, series
+from dlopt.lab import figures, palette
+from dlopt.lab.record import Record
+from dlopt.lab.stats import Comparison, compare
+from dlopt.lab.study import Results
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Answer = tuple[str, str]
+Groups = Mapping[str, Sequence[Record]]
+NOTHING: Answer = (OPEN, "缺少可比的运行。")
+
+
+def grouped(records: Iterable[Record], by: Callable[[Record], Any]) -> dict[Any, list[Record]]:
+    """{by(record): records}, in order of first appearance."""
+    found: dict[Any, list[Record]] = {}
+    for record in records:
+        found.setdefault(by(record), []).append(record)
+    return found
+
+
+def title(name: str) -> str:
+    """How a series is written in the report."""
+    return NAMES.get(name, palette.title(name))
+
+
+def line(name: str, columns: Mapping[str, Sequence[Any]]) -> Record:
+    """A made-up record that only carries a curve: points that come from several runs, to be drawn as one line."""
+    return Record("", "", 0, {"method": name}, {}, {}, "cpu", "done", curve={k: list(v) for k, v in columns.items()})
+
+
+def panels(
+    records: Iterable[Record], x: tuple[str, str], y: str, panel: Callable[[Record], str], **options: Any
+) -> Figure:
+    """Curves of y with one panel for each panel(record), whose name stands at the axis. x: (column, axis' name)."""
+    column, name = x
+    made = [replace(r, curve={name: r.curve.get(column, []), panel(r): r.curve.get(y, [])}) for r in records if r.curve]
+    order = list(dict.fromkeys(panel(r) for r in records if r.curve and _has(r, y)))
+    return figures.curves(made, name, order, by=series, names=NAMES, **options)
+
+
+def _has(record: Record, column: str) -> bool:
+    return any(v is not None for v in record.curve.get(column, []))
+
+
+def drawable(records: Iterable[Record], y: str) -> list[Record]:
+    """Those whose curve has the column."""
+    return [r for r in records if _has(r, y)]
+
+
+def seed_table(groups: Groups, figure: str, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
+    """{series: {seed: figure}}; what no seed changes counts for every seed. NaN for a run that did not end well."""
+    found: dict[str, dict[int, float]] = {}
+    for name, records in groups.items():
+        values = {
+            int(r.config["seed"]): float(r.summary[figure])
+            if r.status == "done" and r.summary.get(figure) is not None
+            else math.nan
+            for r in records
+        }
+        if name in DETERMINISTIC and len(values) == 1:
+            values = dict.fromkeys(seeds, next(iter(values.values())))
+        found[name] = values
+    return found
+
+
+def compared(groups: Groups, baseline: str, figure: str, seeds: Sequence[int], higher: bool) -> dict[str, Comparison]:
+    """{series: comparison with the baseline}, corrected by Holm over the series; {} without a baseline."""
+    table = seed_table(groups, figure, seeds)
+    return {row.method: row for row in compare(table, baseline, higher)} if baseline in table else {}
+
+
+def pair(
+    groups: Groups, method: str, baseline: str, figure: str, seeds: Sequence[int], higher: bool
+) -> Comparison | None:
+    """One comparison that was planned before the runs, without correction for others."""
+    if not (groups.get(method) and groups.get(baseline)):
+        return None
+    only = {name: groups[name] for name in (method, baseline)}
+    return compared(only, baseline, figure, seeds, higher).get(method)
+
+
+def cell(row: Comparison | None, digits: int = 2, scale: float = 1.0) -> str | None:
+    """A comparison in a table: the difference and the verdict."""
+    if row is None or not row.n:
+        return None
+    return f"{scale * row.difference:+.{digits}f}（{VERDICTS[row.verdict]}）"
+
+
+def sentence(row: Comparison, unit: str = "", digits: int = 2, scale: float = 1.0) -> str:
+    low, high = scale * row.interval.low, scale * row.interval.high
+    bounds = f"，95% 区间 [{low:+.{digits}f}, {high:+.{digits}f}]" if math.isfinite(low) else ""
+    return f"{scale * row.difference:+.{digits}f}{unit}{bounds}，{p_text(row.p_holm)}"
+
+
+def figure_table(
+    groups: Mapping[str, Groups], rows: Sequence[str], figure: str, style: str, first: str = "采样"
+) -> pd.DataFrame:
+    """Series x columns of a summary figure with its interval over seeds. groups: {column: {series: records}}."""
+    import pandas as pd
+
+    kept = [s for s in rows if any(g.get(s) for g in groups.values())]
+    data: dict[str, Any] = {first: [title(s) for s in kept]}
+    for column, group in groups.items():
+        data[column] = pd.Series([_value(group.get(s, []), figure) for s in kept], dtype=object)
+    frame = pd.DataFrame(data)
+    frame.attrs["styles"] = dict.fromkeys(groups, style)
+    return frame
+
+
+def _value(records: Sequence[Record], figure: str) -> Any:
+    found = interval(records, figure)
+    return found if found is not None else "发散" if any(r.status == "diverged" for r in records) else None
+
+
+def setting_table(groups: Mapping[str, Groups], rows: Sequence[str], name: str, first: str = "采样") -> pd.DataFrame:
+    """Series x columns of a setting, the same in all runs of a cell."""
+    import pandas as pd
+
+    kept = [s for s in rows if any(g.get(s) for g in groups.values())]
+    data: dict[str, Any] = {first: [title(s) for s in kept]}
+    for column, group in groups.items():
+        cells = [group[s][0].config[name] if group.get(s) else None for s in kept]
+        data[column] = pd.Series(cells, dtype=object)
+    return pd.DataFrame(data)
+
+
+def runs(results: Results, about: Mapping[str, str]) -> pd.DataFrame:
+    """One row a stage: what it was, how many runs, how they ended, how long they took."""
+    import pandas as pd
+
+    rows = []
+    for stage, records in results.stages.items():
+        seeds = sorted({int(r.config["seed"]) for r in records})
+        numbers = "—" if not seeds else f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+        lost = sum(r.status == "diverged" for r in records)
+        failed = sum(r.status not in ("done", "diverged") for r in records)
+        minutes = sum(r.summary.get("seconds", 0.0) for r in records) / 60
+        rows.append((about.get(stage, stage), len(set(map(series, records))), numbers, len(records), lost, failed,
+                     minutes))  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["阶段", "方法数", "种子", "运行数", "发散", "失败或跳过", "合计分钟"])
+    frame.attrs["styles"] = {"合计分钟": "fixed:1"}
+    return frame
+
+
+def lost(records: Iterable[Record]) -> list[str]:
+    """A line that counts the runs of a reporting stage that did not end well."""
+    counts: dict[str, int] = {}
+    for r in records:
+        if r.status != "done":
+            name = f"{title(series(r))}{palette.STATUSES.get(r.status, r.status)}"
+            counts[name] = counts.get(name, 0) + 1
+    return ["未正常结束的报告运行：" + "，".join(f"{k} {n} 次" for k, n in counts.items()) + "。"] if counts else []
+
+
+def verdict(parts: Sequence[bool | None]) -> str:
+    """Confirmed if every part of a prediction holds, contradicted if one fails, open if one is not known."""
+    if any(p is False for p in parts):
+        return CONTRADICTED
+    return OPEN if any(p is None for p in parts) or not parts else CONFIRMED
+
+
+def slope(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Of the least-squares line through the logarithms; None for fewer than two points."""
+    points = [(math.log(x), math.log(y)) for x, y in zip(xs, ys) if x > 0 and y > 0]
+    if len(points) < 2:
+        return None
+    a, b = statistics.fmean(p for p, _ in points), statistics.fmean(q for _, q in points)
+    return sum((p - a) * (q - b) for p, q in points) / sum((p - a) ** 2 for p, _ in points)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "—" if value is None else f"{value:.{digits}f}"
