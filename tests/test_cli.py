@@ -350,3 +350,13 @@ def test_plan_names_a_method_without_a_formula(monkeypatch):
     assert done.returncode == 0, done.stderr
     assert " adamw " in done.stdout
     assert "left out: sgd (from dlopt) has no memory formula" in done.stderr
+
+
+def test_intervals_are_printed_for_people(capsys):
+    import pandas as pd
+
+    from dlopt.lab import tables
+    from dlopt.lab.stats import mean_interval
+
+    tables.frame(pd.DataFrame({"method": ["sgd"], "accuracy": [mean_interval([0.9, 0.92, 0.94])]}))
+    assert "0.92 ± 0.05" in capsys.readouterr().out

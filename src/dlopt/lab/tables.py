@@ -238,6 +238,8 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 
 def text(value: Any) -> str:
+    if hasattr(value, "mean") and hasattr(value, "low") and hasattr(value, "high"):
+        return f"{value.mean:.4g} ± {(value.high - value.low) / 2:.2g}"
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 

@@ -42,7 +42,7 @@ from dlopt.tasks.lasso import TASKS
 DATA, SMOKE_DATA = ("abalone", "cpusmall", "housing", "mg", "wide"), ("diabetes", "wide-small")
 SERIES = (*VARIANTS, "saga")
 # in units of 1/max L_i: importance sampling can take steps up to max L / mean L times larger
-BOX = {"step": (3e-3, 30.0, "log")}
+BOX = {"step": (3e-4, 10.0, "log")}
 EPOCHS, TRIALS, TUNING_SEED, SEEDS = 40, 8, 1000, tuple(range(10))
 GAP = 1e-10  # of the certified optimum, absolute; F(0) is 1/2
 SOLVERS = ("stochastic", "coordinate-descent")
