@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fontTools.ttLib import TTFont
 
 from dlopt.lab import dashboard
 from dlopt.lab.report import ReportError
@@ -85,7 +88,7 @@ def test_every_run_is_there_with_its_curve(read: Reader) -> None:
     assert len(data["runs"]) == len(records()) + 1
     assert {r["status"] for r in data["runs"]} == {"done", "diverged"}
     first = data["runs"][0]
-    assert first["params"] == "lr=0.001"
+    assert first["params"] == ""  # nothing was set: see the next test
     assert first["curve"]["examples"][0] is None
     assert len(first["curve"]["val_loss"]) == 21
     assert data["labels"]["val_loss"] == "验证损失"
@@ -93,13 +96,26 @@ def test_every_run_is_there_with_its_curve(read: Reader) -> None:
     assert {"step", "examples", "tokens", "forwards", "bytes_sent", "seconds"} == set(data["axes"])
 
 
+def test_what_was_set_is_shown_and_its_characters_are_brought_along(tmp_path: Path) -> None:
+    changed = record("adamw")
+    changed.overrides.update(params={"lr": 0.25}, seed=3)
+    text = dashboard.page([changed], tmp_path / "p.html").read_text(encoding="utf-8")
+    reader = Reader()
+    reader.feed(text)
+    assert content(reader)["runs"][0]["params"] == "lr=0.25"
+    font = re.search(r"url\(data:font/woff;base64,([^)]+)\)", text)
+    assert font
+    known = TTFont(io.BytesIO(base64.b64decode(font[1]))).getBestCmap()
+    assert {ord(c) for c in text if ord(c) >= 0x2E80} <= set(known)
+
+
 def test_values_that_json_lacks(tmp_path: Path) -> None:
     strange = record("adamw")
-    strange.summary.update(worst=float("nan"), right="01" * 200)
+    strange.summary.update(test_loss=float("nan"), right="01" * 200)
     text = dashboard.page([strange], tmp_path / "p.html").read_text(encoding="utf-8")
     reader = Reader()
     reader.feed(text)
-    assert content(reader)["runs"][0]["summary"]["worst"] is None
+    assert content(reader)["runs"][0]["summary"]["test_loss"] is None
     assert "right" not in content(reader)["runs"][0]["summary"]
 
 

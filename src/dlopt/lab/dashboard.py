@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlopt.lab import palette
+from dlopt.lab import fonts, palette
 from dlopt.lab.curves import COUNTED, method_of
 from dlopt.lab.record import write_atomic
 from dlopt.lab.typeset import ReportError
@@ -22,6 +22,7 @@ from dlopt.lab.typeset import ReportError
 if TYPE_CHECKING:
     from dlopt.lab.record import Record
 
+FONT = "dlopt CJK"  # the Chinese characters that this page brings along; also named in dashboard.html
 LONGEST = 60  # a text in a summary that is longer (which examples were right, say) is left out of the table
 
 
@@ -35,9 +36,11 @@ def page(records: Iterable[Record], out: Path) -> Path:
         raise ReportError("a dashboard needs at least one record; there are none")
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     # split, not replaced one after the other: the scripts may hold the second mark
-    head, rest = template.split("/*DATA*/")
+    style, rest = template.split("/*FONT*/")
+    head, rest = rest.split("/*DATA*/")
     middle, tail = rest.split("/*VEGA*/")
-    content = head + embedded(_data(found)) + middle + _vega() + tail
+    data = embedded(_data(found))
+    content = style + fonts.face(FONT, template + data) + head + data + middle + _vega() + tail
     write_atomic(out, content.encode())
     return out
 
@@ -67,7 +70,7 @@ def _data(records: list[Record]) -> dict[str, Any]:
 
 
 def _run(record: Record) -> dict[str, Any]:
-    params = record.config.get("params", {})
+    params = record.overrides.get("params", {})  # what was set; the method's defaults would fill the table
     summary = record.summary | {f"bytes.{kind}": count for kind, count in record.bytes.items()}
     return {
         "key": record.key,
@@ -77,7 +80,7 @@ def _run(record: Record) -> dict[str, Any]:
         "seed": record.config.get("seed"),
         "status": record.status,
         "reason": record.reason,
-        "summary": {k: _finite(v) for k, v in summary.items() if _fits(v)},
+        "summary": {k: _finite(v) for k, v in summary.items() if _fits(v) and palette.label(k) != k},
         "curve": {name: [_finite(v) for v in column] for name, column in record.curve.items()},
     }
 
@@ -100,6 +103,7 @@ def _spec() -> dict[str, Any]:
             tooltip=[alt.Tooltip(f"{name}:N", title=palette.label(name)) for name in ("method", "params", "seed")],
         )
         .properties(width="container", height=330)
+        .configure(font=f"system-ui, '{FONT}', sans-serif")
     )
     spec: dict[str, Any] = chart.to_dict()
     spec.pop("$schema", None)  # an address that nobody asks, but a reader might wonder about
