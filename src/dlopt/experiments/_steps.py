@@ -187,6 +187,12 @@ def step_bytes(method: str, params: Mapping[str, Any], built: Built) -> Bytes:
     return measure_step(built.model, optimizer, closure)
 
 
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise ValueError unless value >= least."""
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
 def check_method(method: str, params: Mapping[str, Any]) -> None:
     """Build the method on a tiny model, so that a hyper-parameter out of range is refused before anything runs."""
     if "seed" in params:  # one equal to the method's default would not even enter the key

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlopt import catalog
-from dlopt.experiments._steps import check_method, train_method
+from dlopt.experiments._steps import at_least, check_method, train_method
 from dlopt.lab.experiment import Earlier, Experiment, Stage
 from dlopt.lab.log import Log
 from dlopt.lab.report import Presentation
 from dlopt.lab.search import sobol
 from dlopt.lab.study import Results
+from dlopt.tasks import named
 from dlopt.tasks.classification import TASKS, Classification
 
 METHODS = ("sgd", "adamw", "adafactor", "mezo")
@@ -45,17 +46,13 @@ class Config:
 
 def task(cfg: Config) -> Classification:
     """The task that a config names; a ValueError if there is none of that name."""
-    if cfg.task not in TASKS:
-        hint = catalog.suggest(cfg.task, TASKS)
-        raise ValueError(f"no task is called {cfg.task!r}{hint}; there are {', '.join(TASKS)}")
-    return TASKS[cfg.task]
+    return named(cfg.task, TASKS)
 
 
 def check(cfg: Config) -> None:
     """Refuse what cannot run, before anything is written."""
-    for name in ("steps", "batch"):
-        if getattr(cfg, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(cfg, name)}")
+    at_least("steps", cfg.steps, 1)
+    at_least("batch", cfg.batch, 1)
     if cfg.schedule not in ("constant", "cosine"):
         raise ValueError(f"schedule takes constant or cosine, not {cfg.schedule!r}")
     check_method(cfg.method, cfg.params)

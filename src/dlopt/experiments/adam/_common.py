@@ -27,9 +27,3 @@ def box(boxes: Mapping[str, Box], method: str) -> Box:
 def trials(boxes: Mapping[str, Box], fixed: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """(method, hyper-parameters) of the tuning stage: the same number of Sobol points for every method."""
     return [(m, {**fixed.get(m, {}), **point}) for m in methods() for point in sobol(box(boxes, m), TRIALS, seed=11)]
-
-
-def at_least(name: str, value: float, least: float) -> None:
-    """Raise ValueError unless value >= least."""
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlopt import catalog
-from dlopt.experiments._steps import check_method, train_method
-from dlopt.experiments.adam._common import NAMED, SEEDS, TRIALS, TUNING_SEED, at_least, methods, trials
+from dlopt.experiments._steps import at_least, check_method, train_method
+from dlopt.experiments.adam._common import NAMED, SEEDS, TRIALS, TUNING_SEED, methods, trials
 from dlopt.lab.experiment import Earlier, Experiment, Stage
 from dlopt.lab.log import Log
 from dlopt.lab.report import Presentation
 from dlopt.lab.study import Results
+from dlopt.tasks import named
 from dlopt.tasks.classification import TASKS, Classification
 
 DIVERGED = 10 * math.log(10)  # ten times the loss of a guess among ten classes
@@ -62,10 +62,7 @@ class Config:
 
 def task(cfg: Config) -> Classification:
     """The task that a config names; a ValueError if there is none of that name."""
-    if cfg.task not in TASKS:
-        hint = catalog.suggest(cfg.task, TASKS)
-        raise ValueError(f"no task is called {cfg.task!r}{hint}; there are {', '.join(TASKS)}")
-    return TASKS[cfg.task]
+    return named(cfg.task, TASKS)
 
 
 def check(cfg: Config) -> None:

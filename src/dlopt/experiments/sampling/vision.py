@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlopt import catalog
 from dlopt.experiments._steps import Schedule, make_optimizer
 from dlopt.experiments.sampling._common import best, check_sampler, make, variant
 from dlopt.experiments.sampling._stream import SampledBatches
@@ -32,7 +31,7 @@ from dlopt.lab.search import sobol
 from dlopt.lab.study import Results
 from dlopt.lab.train import train
 from dlopt.sampling import weighted_mean
-from dlopt.tasks import data
+from dlopt.tasks import data, named
 from dlopt.tasks.classification import TASKS, Classification, Classifier
 
 SERIES = ("with-replacement", "fixed-order", "shuffle-once", "random-reshuffling", "class-blocks", "class-balanced",
@@ -63,10 +62,7 @@ class Config:
 
 def task(cfg: Config) -> Classification:
     """The task that a config names; a ValueError if there is none of that name."""
-    if cfg.task not in TASKS:
-        hint = catalog.suggest(cfg.task, TASKS)
-        raise ValueError(f"no task is called {cfg.task!r}{hint}; there are {', '.join(TASKS)}")
-    return TASKS[cfg.task]
+    return named(cfg.task, TASKS)
 
 
 def check(cfg: Config) -> None:
