@@ -82,6 +82,72 @@ MUTANTS = [
     ),
     Mutant("run: the window of the training loss is lost on resume", "lab/train.py", "    return int(content[\"done\"]), float(window), int(windowed)", "    return int(content[\"done\"]), 0.0, 0", RUN),
     Mutant("run: a loss that is not finite is no divergence", "lab/train.py", "        if not math.isfinite(loss) or loss > diverge_above:", "        if False:", RUN),
+    # topic adam (the course sheet's methods)
+    Mutant(
+        "sophia-g: missing B", "adam/sophia_g.py",
+        'targets ** (2 if group["rule"] == "official" else 1)', "targets ** 2", "tests/adam/test_sophia_curvature.py",
+    ),
+    Mutant(
+        "sophia-g: squared before summed", "adam/sophia_g.py",
+        """                if "gradient_sum" in state:
+                    state["gradient_sum"] += g
+                else:
+                    state["gradient_sum"] = g.to(state["momentum"].dtype, copy=True)
+""",
+        """                if "gradient_sum" in state:
+                    state["gradient_sum"] = (state["gradient_sum"] ** 2 + g * g).sqrt()
+                else:
+                    state["gradient_sum"] = g.to(state["momentum"].dtype, copy=True)
+""", "tests/adam/test_sophia_curvature.py",
+    ),
+    Mutant(
+        "sophia: decay after the step", "adam/_sophia.py",
+        """    u.clamp_(-bound, bound)
+    if decay != 1:
+        w.mul_(decay)
+    w.add_(u, alpha=rate)
+""",
+        """    u.clamp_(-bound, bound)
+    w.add_(u, alpha=rate)
+    if decay != 1:
+        w.mul_(decay)
+""", "tests/adam/test_sophia.py",
+    ),
+    Mutant(
+        "adam-mini: wrong head size", "adam/attention_roles.py",
+        "    n = length // width\n", "    width = 3\n    n = length // width\n", "tests/adam/test_partition.py",
+    ),
+    Mutant(
+        "adam-mini: key heads counted as query heads", "adam/attention_roles.py",
+        "groups = n // 3 if groups is None else groups", "groups = n // 3", "tests/adam/test_adam_mini.py",
+    ),
+    Mutant(
+        "muon: every matrix of the embedding's shape is a head", "adam/partition.py",
+        "    shapes = {tuple(w.shape) for w in embeddings} - tied\n    return {w for shape, w in last.items() if shape in shapes}",
+        "    shapes = {tuple(w.shape) for w in embeddings}\n    return {w for w in linears if tuple(w.shape) in shapes}",
+        "tests/adam/test_muon.py",
+    ),
+    # topic sampling
+    Mutant(
+        "importance: missing weight", "sampling/importance.py",
+        "zip(numbers(indices), numbers(1 / self._q[indices]))", "zip(numbers(indices), numbers(np.ones(len(indices))))",
+        "tests/sampling/test_importance.py",
+    ),
+    Mutant(
+        "importance: biased alias table", "sampling/alias.py",
+        "self.alias[heavy[spent]] = heavy[spent + 1]", "self.alias[heavy[spent]] = heavy[spent]",
+        "tests/sampling/test_importance.py",
+    ),
+    Mutant(
+        "reshuffling: reused permutation", "sampling/epochs.py",
+        "generator(self.seed, self.epoch).permutation(self.n)", "generator(self.seed).permutation(self.n)",
+        "tests/sampling/test_epochs.py",
+    ),
+    Mutant(
+        "samplers: shards overlap", "sampling/base.py",
+        "return order[self.rank :: self.world_size]", "return order[max(self.rank - 1, 0) :: self.world_size]",
+        "tests/sampling/test_epochs.py",
+    ),
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -77,6 +77,8 @@ class Resumable:
 
     weighted = False  # True: yields (index, weight) pairs, to be unpacked by `Weighted`
     block = 1  # positions that stay together on one rank
+    # each sampler's own: its samples from own position `start` of epoch `self.epoch` on, piece by piece
+    _pieces: Callable[[int], Iterator[Iterable[Any]]]
     renewed = "order"  # what is new in each epoch; "" where nothing is keyed by the epoch
 
     def _place(self, data_source: Any, seed: int, rank: int, world_size: int, tail: str, total: int | None = None):
@@ -176,9 +178,6 @@ class Resumable:
 
     def _restart(self) -> None:
         """Called before an epoch begins from its start; `self._begun` says whether the last one was iterated."""
-
-    def _pieces(self, start: int) -> Iterator[Iterable[Any]]:
-        raise NotImplementedError
 
     def _own(self, order: np.ndarray) -> np.ndarray:
         """This rank's part of a global order of n examples, after the tail was dropped or repeated."""
