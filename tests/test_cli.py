@@ -227,6 +227,8 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
     running = subprocess.Popen(
         [sys.executable, "-m", "dlopt", *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"DLOPT_CHECKPOINT_SECONDS": "0"},
+        # a shell's background jobs ignore SIGINT, and so would their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("demo/.work/*/checkpoint.pt")):

@@ -86,7 +86,9 @@ def code_hash(files: Iterable[Path | str | ModuleType] | None = None) -> str:
     `ValueError` for a module without a source file, `FileNotFoundError` for a missing file.
     """
     if files is None:
-        files = [m for n, m in list(sys.modules.items()) if n.split(".")[0] == "dlopt" and getattr(m, "__file__", None)]
+        # copied first: a finalizer or a thread may import something while the list is made
+        loaded = sys.modules.copy()
+        files = [m for n, m in loaded.items() if n.split(".")[0] == "dlopt" and getattr(m, "__file__", None)]
     sources = {_source(file) for file in files}
     digest = hashlib.sha256()
     for name, content in sorted((_relative(path), path.read_bytes()) for path in sources):
