@@ -481,3 +481,32 @@ def test_frozen_tensors_stay_and_losses_that_are_not_finite_are_skipped(name):
     optimizer.step(lambda: loss_of(model, x, y))
     moved = [not torch.equal(a, b) for a, b in zip(before, weights(model), strict=True)]
     assert moved == [p.requires_grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("layout", ["weights", "gradients", "both"])
+def test_channels_last_changes_no_update(name, layout):
+    """Images are faster in channels_last, which makes weights or gradients non-contiguous: the same steps."""
+    plain, other = wide(), wide()
+    if layout != "gradients":
+        other.to(memory_format=torch.channels_last)
+    optimizers = [build(name, m, lr=visible_lr(name)) for m in (plain, other)]
+    for t in range(3):
+        for optimizer, model in zip(optimizers, (plain, other)):
+            generator = torch.Generator().manual_seed(100 + t)
+            noise = [torch.randn(p.shape, generator=generator) for p in model.parameters()]
+            if name in ZEROTH:
+                optimizer.step(lambda w=noise, m=model: sum((a * p).sum() for a, p in zip(w, m.parameters())))
+                continue
+            for p, g in zip(model.parameters(), noise):
+                laid = g.to(memory_format=torch.channels_last) if layout != "weights" and g.dim() == 4 else g.clone()
+                p.grad = laid
+            optimizer.step()
+    for a, b in zip(plain.parameters(), other.parameters()):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-7)
+
+
+def wide():
+    """Convolutions whose channels_last layout differs from the plain one."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(6, 2))

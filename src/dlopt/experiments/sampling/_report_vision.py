@@ -32,7 +32,7 @@ from dlopt.lab.search import edge_warnings
 from dlopt.lab.stats import Interval, compare_examples
 from dlopt.lab.study import Results
 
-STAGES = {"tune": "调学习率", "report": "报告", "norms": "归一化", "resnet18": "ResNet-18"}
+STAGES = {"tune": "调学习率", "report": "报告", "norms": "归一化", "resnet18": "ResNet-18", "seeds": "VGG 的其余种子"}
 TASKS = {"mnist-vgg8-half": "VGG-8 / MNIST", "cifar10-resnet8": "ResNet-8 / CIFAR-10", "digits-vgg8": "VGG-8 / digits",
          "cifar10-resnet18-half": "ResNet-18 / CIFAR-10"}  # fmt: skip
 CLOSE = ("fixed-order", "shuffle-once", "class-balanced", "with-replacement")  # predicted to differ little
@@ -43,7 +43,9 @@ Sets = Mapping[str, Groups]
 
 def present(results: Results) -> Presentation:
     """Values, tables and figures; the questions are judged here."""
-    final, other = list(results.stages["report"]), list(results.stages["norms"])
+    more = list(results.stages.get("seeds", ()))
+    final = [*results.stages["report"], *(r for r in more if not _task(r).endswith("-group"))]
+    other = [*results.stages["norms"], *(r for r in more if _task(r).endswith("-group"))]
     deeper = list(results.stages.get("resnet18", ()))
     shown = Presentation(notes=partial_note(results) + lost([*final, *other, *deeper]))
     sets: dict[str, Groups] = {t: grouped(g, series) for t, g in grouped(final, _task).items()}
