@@ -51,8 +51,8 @@ def method(
     """Register a class or function as a method. All arguments must be literals: they are read, not run.
 
     name: how users ask for it, unique over all topics. topic: the room it lives in. kind: which interface it
-    has ("optimizer", "zeroth", "controller", "module", "sampler", "cache", "drafter", "compressor", "rounds",
-    "precision"). cite: a key of reports/refs.bib. summary: one line. search: the box in which it is tuned,
+    has ("optimizer", "zeroth", "zeroth-model", "controller", "module", "sampler", "cache", "drafter", "compressor",
+    "rounds", "precision"). cite: a key of reports/refs.bib. summary: one line. search: the box in which it is tuned,
     {parameter: (low, high, "log" | "linear" | "int")}. needs: third-party modules beyond torch and numpy.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -13,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlopt.zeroth.directions import Directions
 from dlopt.zeroth.perturb import Trained
 
-FORMAT = 1
+FORMAT = 2  # 2: directions are drawn in pieces; several methods
+METHODS = ("mezo", "mezo_svrg", "lozo")  # modules here that have a `replayer`
 
 
 @dataclass
 class Log:
-    """header: what the rows are true of. rows: one dict per step that moved the weights, in order: `seed` of the
-    step, `scalars` (one per direction), `lr` and `weight_decay` (one per param group). Plain JSON values, some
-    150 bytes a step in a file.
+    """header: what the rows are true of. rows: one dict per step that was not skipped, in order, with
+    `lr` and `weight_decay` (one per param group) and what else its method needs (MeZO: the `seed` of the step and
+    `scalars`, one per direction). Plain JSON values, some 150 bytes a step in a file.
     """
 
     header: dict[str, Any] = field(default_factory=dict)
@@ -45,10 +46,11 @@ class Log:
             raise ValueError(f"{path} is not a log of a zeroth-order run: {error}") from error
 
 
-def describe(trained: Sequence[Trained], options: dict[str, Any]) -> dict[str, Any]:
+def describe(method: str, trained: Sequence[Trained], options: dict[str, Any]) -> dict[str, Any]:
     """The header for a run that starts from these tensors as they are now."""
     return {
         "format": FORMAT,
+        "method": method,
         "names": [t.name for t in trained],
         "indices": [t.index for t in trained],
         "groups": [t.group for t in trained],
@@ -100,6 +102,8 @@ def replay(model_or_params: nn.Module | Iterable[Any], log: Log, *, strict: bool
         return 0
     if header.get("format") != FORMAT:
         raise ValueError(f"the log has format {header.get('format')!r}, this version reads {FORMAT}")
+    if header.get("method") not in METHODS:
+        raise ValueError(f"the log is of {header.get('method')!r}, and can be replayed for {', '.join(METHODS)}")
     named = _named(model_or_params)
     _same("names of trained tensors", header["names"], list(named))
     trained = [
@@ -112,12 +116,10 @@ def replay(model_or_params: nn.Module | Iterable[Any], log: Log, *, strict: bool
         _same("version of torch", header["torch"], str(torch.__version__))
         _same("device", header["device"], _device(trained))
     _same("sha256 of the initial weights", header["initial"], checksum(t.tensor for t in trained))
-    options = header["options"]
-    pairs = [(t.index, t.tensor) for t in trained]
+    module = importlib.import_module(f"dlopt.zeroth.{header['method']}")
+    apply = module.replayer(header["options"], trained)
     for row in log.rows:
-        directions = Directions(options["direction"], options["n_directions"], row["seed"], pairs)
-        for t in trained:
-            directions.descend(t.index, t.tensor, row["scalars"], row["lr"][t.group], row["weight_decay"][t.group])
+        apply(row)
     return len(log.rows)
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dlopt.catalog import method
-from dlopt.memory import Bytes, tensor_bytes
-from dlopt.zeroth.directions import DIRECTIONS, Directions, mix, noise_dtype
-from dlopt.zeroth.log import Log, describe
-from dlopt.zeroth.perturb import Held, Hooked, Trained, largest_chain, owners, quiet
+from dlopt.memory import Bytes
+from dlopt.zeroth import _common as common
+from dlopt.zeroth._forwards import Forwards
+from dlopt.zeroth.directions import DIRECTIONS, Directions, descend, mix, scratch
+from dlopt.zeroth.log import Log
+from dlopt.zeroth.perturb import Trained
 
-RUN = ("steps", "forwards", "skipped", "misses", "seed", "eps", "direction", "n_directions", "train_mode")
+RUN = ("steps", "forwards", "skipped", "misses", "seed", "eps", "direction", "n_directions", "one_sided", "train_mode")
+OPTIONS = ("seed", "eps", "direction", "n_directions", "one_sided")
 
 
 @method(
@@ -32,13 +36,15 @@ class MeZO(torch.optim.Optimizer):
     One step, with directions z_k over all n trained weights W that only their integer seeds stand for::
 
         c_k = (L(W + eps z_k) - L(W - eps z_k)) / (2 eps)             two forward passes, same batch
+        c_k = (L(W + eps z_k) - L(W)) / eps                           one_sided: n_directions + 1 passes in all
         W   = W - lr (mean over k of c_k z_k + weight_decay W)
 
     The official code walks W + eps z - 2 eps z + eps z and so drifts (in bfloat16 by 0.03 per weight in 1000 steps
-    at lr = 0). Here weights are put back from copies, bit for bit, and the update is rounded once. Given a
-    **model**, forward hooks shift a module's own weights just before it runs and put them back after it: the copies
-    held at once are those of one module (and of modules around it that own weights themselves). Given
-    **parameters** or groups, one copy of all of them is held during the step. Both compute the same numbers.
+    at lr = 0). Here they come back bit for bit, and the update is rounded once. Given a **model**, no weight is
+    written before the update: forward hooks let a module's own parameters point to a shifted copy while it runs, so
+    the copies held at once are those of one module (and of modules around it that own weights themselves). Given
+    **parameters** or groups, they are shifted in place, and one copy of all of them is held during the step. Both
+    compute the same numbers.
 
     Args:
         model_or_params: a model, whose parameters with requires_grad are trained, or tensors, (name, tensor) pairs
@@ -52,6 +58,8 @@ class MeZO(torch.optim.Optimizer):
         seed: an integer; with the step and the tensor's place it determines every direction.
         direction: "gaussian" N(0, I), as in the paper; "rademacher" signs; "sphere", uniform on norm(z) = sqrt(n).
         n_directions: at least 1; every one costs two forward passes.
+        one_sided: measure against L(W), which all directions share: n_directions + 1 forward passes instead of
+            2 n_directions. Off by O(eps) instead of O(eps^2), and rounding counts twice as much.
         weight_decay: at least 0, decoupled.
         train_mode: leave a model's modes alone (dropout stays on, with the same masks in all forwards of a step).
         patience: how many steps in a row may meet a loss that is not finite. Each is skipped and counted in
@@ -59,13 +67,19 @@ class MeZO(torch.optim.Optimizer):
         log: keep `opt.log`, from which `dlopt.zeroth.log.replay` rebuilds the run. Grows by a row a step.
         hold: names of parameters or modules of a model that are used outside their module's forward (a head that
             reads the embedding's weight). They are shifted during the whole forward pass, from one copy.
+        row_chunk: 0, or with a model a number of rows: of a plain `nn.Embedding` or `nn.Linear` with more rows than
+            that, no whole copy is made. The embedding copies the rows that its input looks up, and gives the same
+            numbers. The linear layer is computed in pieces of so many outputs, one shifted copy of their rows after
+            the other: the same weights, but BLAS may round a product in pieces differently from a whole one, so
+            losses may differ in the last digits from those at row_chunk=0. Hooks of such a module must
+            not read its weight: they would find it unshifted.
 
     `loss = opt.step(closure)`: the closure runs the forward pass on one batch and returns the loss, a scalar tensor
     (in float32: its differences count) or a float, also one without derivatives such as an error rate. It runs 2
     n_directions times, without gradients, always from the same state of torch's global generators. The result is
-    the mean of these losses, in float64. `forwards` counts forward passes, `steps` steps. Under data parallelism
-    return the mean loss over all processes. Low precision: an update below half a unit in the last place of a
-    bfloat16 weight is lost, so keep float32 weights (autocast in the closure) where lr is small.
+    the mean of these losses (one_sided: L(W)), in float64. `forwards` counts forward passes, `steps` steps. Under
+    data parallelism return the mean loss over all processes. Low precision: an update below half a unit in the last
+    place of a bfloat16 weight is lost, so keep float32 weights (autocast in the closure) where lr is small.
 
     Raises:
         ValueError: at construction, for a hyper-parameter outside its range. RuntimeError: in `step`, naming a
@@ -94,149 +108,96 @@ class MeZO(torch.optim.Optimizer):
         n_directions: int = 1,
         weight_decay: float = 0.0,
         *,
+        one_sided: bool = False,
         train_mode: bool = False,
         patience: int = 10,
         log: bool = False,
         hold: Sequence[str] = (),
+        row_chunk: int = 0,
     ) -> None:
-        if not 0 < eps < math.inf:
-            raise ValueError(f"eps={eps} is out of range: it must be above 0")
-        if direction not in DIRECTIONS:
-            raise ValueError(f"direction={direction!r} is unknown: it must be one of {', '.join(DIRECTIONS)}")
-        for name, value in (("n_directions", n_directions), ("patience", patience)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} is out of range: it must be an integer, at least 1")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ValueError(f"seed={seed!r} must be an integer")
+        common.positive(eps=eps)
+        common.one_of(DIRECTIONS, direction=direction)
+        common.counts(n_directions=n_directions, patience=patience)
+        common.integer(seed=seed)
         self.eps, self.seed, self.direction, self.n_directions = eps, seed, direction, n_directions
-        self.train_mode, self.patience, self.hold = train_mode, patience, tuple(hold)
+        self.one_sided, self.patience = bool(one_sided), patience
         self.steps = self.forwards = self.skipped = self.misses = 0
         self.log = Log() if log else None
-        self.held = 0  # most bytes of copied weights that were held at once so far
-        self._watched = False
-        self._model = model_or_params if isinstance(model_or_params, nn.Module) else None
-        if self._model is not None:
-            owners(self._model, self.hold)  # an unknown name in hold raises here
-            model_or_params = _model_groups(self._model)
-        elif self.hold:
-            raise ValueError("hold needs a model; given parameters, a copy of all of them is held anyway")
-        super().__init__(model_or_params, {"lr": lr, "weight_decay": weight_decay})
+        self._forwards = Forwards(model_or_params, hold, train_mode, row_chunk)
+        super().__init__(self._forwards.groups(model_or_params), {"lr": lr, "weight_decay": weight_decay})
+
+    @property
+    def train_mode(self) -> bool:
+        """Whether a model's modes are left alone during a step."""
+        return self._forwards.train_mode
+
+    @train_mode.setter
+    def train_mode(self, value: bool) -> None:
+        self._forwards.train_mode = value
+
+    @property
+    def held(self) -> int:
+        """Most bytes of copied weights that were held at once so far."""
+        return self._forwards.held
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; also checks values and dtypes, and gives every tensor the index that seeds its directions."""
-        for name in ("lr", "weight_decay"):
-            value = param_group.get(name, self.defaults[name])
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value} is out of range: it must be at least 0")
+        common.rates(self, param_group, "lr", "weight_decay")
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        taken = sum(len(g["params"]) for g in self.param_groups[:-1])
-        group.setdefault("indices", list(range(taken, taken + len(group["params"]))))
-        addresses: dict[int, Tensor] = {}
-        for p in (p for g in self.param_groups for p in g["params"]):
-            if not p.is_floating_point():
-                raise ValueError(f"MeZO trains real floating-point tensors, not {p.dtype}")
-            if p.numel() and p.device.type != "meta" and addresses.setdefault(p.data_ptr(), p) is not p:
-                raise ValueError("two of the parameters share their memory; tie weights by using the same Parameter")
+        common.place(self)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Tensor:
         """Two forward passes per direction and one update; returns the mean loss (float64, on the CPU)."""
-        if closure is None:
-            raise TypeError("MeZO.step needs a closure that runs the forward pass and returns the loss")
-        trained = self._trained()
-        if not trained:
-            raise ValueError("none of the parameters has requires_grad=True, so there is nothing to train")
+        trained = common.begin(self, closure)
         if self.log is not None:
-            self._describe(trained)
+            common.describe_run(self, "mezo", trained, OPTIONS)
         step_seed = mix(self.seed, self.steps)
         directions = Directions(self.direction, self.n_directions, step_seed, [(t.index, t.tensor) for t in trained])
         losses, scalars = self._probe(closure, trained, directions)
         self.steps += 1
-        loss = torch.tensor(losses, dtype=torch.float64).mean()
+        loss = torch.tensor(losses[:1] if self.one_sided else losses, dtype=torch.float64).mean()
         if not all(map(math.isfinite, scalars)):
-            self._skip(losses)
+            common.skip(self, losses)
             return loss
         self.misses = 0
-        rates = {name: [float(g[name]) for g in self.param_groups] for name in ("lr", "weight_decay")}
+        row = {"seed": step_seed, "scalars": scalars}
+        row |= {name: [float(g[name]) for g in self.param_groups] for name in ("lr", "weight_decay")}
         for t in trained:
-            directions.descend(t.index, t.tensor, scalars, rates["lr"][t.group], rates["weight_decay"][t.group])
+            terms = directions.mean(scalars)
+            descend(self.direction, terms, t.index, t.tensor, row["lr"][t.group], row["weight_decay"][t.group])
         if self.log is not None:
-            self.log.rows.append({"seed": step_seed, "scalars": scalars, **rates})
+            self.log.rows.append(row)
         return loss
 
     def _probe(
         self, closure: Callable[[], Any], trained: Sequence[Trained], directions: Directions
     ) -> tuple[list[float], list[float]]:
-        """([L+, L-, L+, ...], [c_k]); all weights are back as they were."""
-        if self._model is None:
-            around: Held | Hooked = Held(trained)
-        else:
-            around = Hooked(self._model, trained, self.hold, watch=not self._watched)
+        """(losses in the order in which they were computed, [c_k]); all weights are back as they were."""
         losses = []
-        with quiet(self._model, {t.tensor.device for t in trained}, self.train_mode) as restart:
+        with self._forwards.around(trained) as run:
+            if self.one_sided:
+                losses.append(run(closure))
+                self.forwards += 1
             for k in range(self.n_directions):
-                for eps in (self.eps, -self.eps):
-                    restart()
-                    value = around.run(closure, lambda index, w, k=k, eps=eps: directions.z(k, index, w, eps))
+                for eps in (self.eps,) if self.one_sided else (self.eps, -self.eps):
+                    losses.append(run(closure, partial(directions.shift, k, eps)))
                     self.forwards += 1
-                    losses.append(_number(value))
-                    if isinstance(around, Hooked):
-                        around.watch, self._watched = False, True
-        self.held = max(self.held, around.peak)
+        if self.one_sided:
+            return losses, [(up - losses[0]) / self.eps for up in losses[1:]]
         return losses, [(up - down) / (2 * self.eps) for up, down in zip(losses[::2], losses[1::2], strict=True)]
-
-    def _skip(self, losses: Sequence[float]) -> None:
-        self.skipped += 1
-        self.misses += 1
-        if self.misses >= self.patience:
-            raise FloatingPointError(
-                f"the loss was not finite in {self.misses} steps in a row (the last: {', '.join(map(str, losses))}). "
-                f"The weights are those before these steps; lower lr or eps={self.eps:g} or compute the loss in float32"
-            )
-
-    def _trained(self) -> list[Trained]:
-        found = []
-        for number, group in enumerate(self.param_groups):
-            names = group.get("param_names") or [str(i) for i in group["indices"]]
-            for name, index, p in zip(names, group["indices"], group["params"], strict=True):
-                if p.requires_grad:
-                    found.append(Trained(name, index, p, number))
-        return sorted(found, key=lambda t: t.index)
-
-    def _describe(self, trained: Sequence[Trained]) -> None:
-        assert self.log is not None
-        if not self.log.rows:
-            options = {name: getattr(self, name) for name in ("seed", "eps", "direction", "n_directions")}
-            self.log.header = describe(trained, options)
-        elif self.log.header["names"] != [t.name for t in trained]:
-            raise RuntimeError(
-                "the set of trained parameters changed while a log was kept, so the log could not be replayed; "
-                "save opt.log and start a new one with opt.log = Log()"
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the run's counters and options (plain Python values) under "mezo"."""
-        run = {name: getattr(self, name) for name in RUN}
-        if self.log is not None:
-            run["log"] = {"header": dict(self.log.header), "rows": list(self.log.rows)}
-        return {**super().state_dict(), "mezo": run}
+        return {**super().state_dict(), "mezo": common.run_state(self, RUN)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over counters, seed, eps and directions as well as groups; a log only where this object keeps one."""
-        if "mezo" not in state_dict:
-            raise ValueError("this is not a state of MeZO: it has no entry 'mezo'")
-        super().load_state_dict(state_dict)
-        run = state_dict["mezo"]
-        for name in RUN:
-            setattr(self, name, run[name])
-        if self.log is not None:
-            log = run.get("log", {"header": {}, "rows": []})
-            self.log = Log(dict(log["header"]), list(log["rows"]))
+        common.take_over(self, state_dict, "mezo", RUN, super().load_state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = (*RUN, "patience", "hold", "log", "held", "_watched", "_model")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+        own = {name: getattr(self, name) for name in ("_forwards", "patience", "log", *RUN)}
+        return {**super().__getstate__(), **own}
 
     @staticmethod
     def memory(
@@ -245,46 +206,31 @@ class MeZO(torch.optim.Optimizer):
         n_directions: int = 1,
         weight_decay: float = 0.0,
         hold: Sequence[str] = (),
+        row_chunk: int = 0,
+        tokens: int = 0,
         **options: Any,
     ) -> Bytes:
         """Bytes for training `params` (a model, or tensors; meta too) with these options of the constructor.
 
-        No state, no gradients. scratch: the copies of shifted weights and one direction of the largest tensor, or
-        what the update of that tensor needs. Activations of the forward pass are not in it.
+        No state, no gradients. scratch: the copies of shifted weights, and the pieces of directions that torch's
+        threads work on (on the CPU; 128 KiB each in float32, twice that in an update with several terms).
+        tokens: with row_chunk, how many rows an embedding looks up at most in one batch. Activations of the
+        forward pass are not in it.
         """
-        if isinstance(params, nn.Module):
-            tensors = [p for p in params.parameters() if p.requires_grad]
-            weights = tensor_bytes([*params.parameters(), *params.buffers()])
-            copies = largest_chain(params, tensors, hold)
-        else:
-            tensors = [p[1] if isinstance(p, tuple) else p for p in params]
-            tensors = list({id(p): p for p in tensors}.values())
-            weights = tensor_bytes(tensors)
-            copies = sum(p.numel() * p.element_size() for p in tensors)
-        noise = max((p.numel() * noise_dtype(p.dtype).itemsize for p in tensors), default=0)
-        update = noise * (2 if n_directions > 1 or weight_decay else 1)
-        return Bytes(weights=weights, scratch=max(copies + noise, update))
+        tensors, weights, copies = common.sizes(params, hold, row_chunk, tokens)
+        update = scratch(tensors, n_directions, weight_decay)
+        return Bytes(weights=weights, scratch=max(copies + scratch(tensors), update))
 
 
-def _model_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Two groups, with decay and without; indices follow the model's order, as those of model.parameters() do."""
-    spared = set()
-    for module in model.modules():
-        if "norm" in type(module).__name__.lower():
-            spared |= {id(p) for p in module.parameters(recurse=False)}
-    groups: list[dict[str, Any]] = [{"params": [], "indices": []}, {"params": [], "indices": [], "weight_decay": 0.0}]
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    for index, (name, p) in enumerate(trained):
-        group = groups[id(p) in spared or name.split(".")[-1].endswith("bias")]
-        group["params"].append((name, p))
-        group["indices"].append(index)
-    return [group for group in groups if group["params"]]
+def replayer(options: dict[str, Any], trained: Sequence[Trained]) -> Callable[[dict[str, Any]], None]:
+    """A function that makes the update of one row of a log."""
+    pairs = [(t.index, t.tensor) for t in trained]
 
+    def apply(row: dict[str, Any]) -> None:
+        directions = Directions(options["direction"], options["n_directions"], row["seed"], pairs)
+        terms = directions.mean(row["scalars"])
+        for t in trained:
+            lr, decay = row["lr"][t.group], row["weight_decay"][t.group]
+            descend(options["direction"], terms, t.index, t.tensor, lr, decay)
 
-def _number(loss: Any) -> float:
-    if isinstance(loss, Tensor) and loss.numel() != 1:
-        raise ValueError(f"the closure must return one number, but it returned a tensor of shape {tuple(loss.shape)}")
-    try:
-        return float(loss.detach() if isinstance(loss, Tensor) else loss)
-    except TypeError:
-        raise TypeError(f"the closure must return the loss, a scalar tensor or a float, not {loss!r}") from None
+    return apply

@@ -1,7 +1,7 @@
-"""Run a forward pass at shifted weights and put the weights back bit for bit.
+"""Run a forward pass at shifted weights, and leave the weights as they were, bit for bit.
 
-`Held` keeps one copy of all trained weights. `Hooked` keeps copies of one module's own weights at a time: forward
-hooks shift them just before the module runs and put the copies back after it.
+`Held` keeps one copy of all trained weights, shifts them in place and copies back. `Hooked` writes no weight at all:
+forward hooks let a module's parameters point to a shifted copy just before the module runs, and back after it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Shift = Callable[[int, Tensor], Tensor]  # (index, weights) -> what is added to them, a new tensor
+from dlopt.zeroth._rows import by_rows, forward_by_rows
+
+# shift(index, w, source, start=0, size=None) writes source, shifted, to w, of the same shape. source: the weights of
+# that index, or the part of them that begins at their number `start`, of `size` numbers in all
+Shift = Callable[..., None]
+SPARE = 1 << 20  # bytes from which memory for copies is kept during a step
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Held:
     def run(self, closure: Callable[[], Any], shift: Shift) -> Any:
         try:
             for t, copy in zip(self.trained, self.copies, strict=True):
-                t.tensor.copy_(shift(t.index, copy).add_(copy))
+                shift(t.index, t.tensor, copy)
             return closure()
         finally:
             for t, copy in zip(self.trained, self.copies, strict=True):
@@ -51,16 +56,25 @@ class Hooked:
     """Shift each module's own tensors only while that module runs.
 
     watch: look at every operator's inputs for trained weights outside their module's forward. Slow, so callers ask
-    for it once; that every trained tensor was reached is checked at every pass.
+    for it once; that every trained tensor was reached is checked at every pass. rows: above 0, weights of embeddings
+    and linear layers with more rows than that are shifted by rows (see `_rows.py`).
     """
 
-    def __init__(self, model: nn.Module, trained: Sequence[Trained], hold: Iterable[str], watch: bool) -> None:
+    def __init__(
+        self, model: nn.Module, trained: Sequence[Trained], hold: Iterable[str], watch: bool, rows: int = 0
+    ) -> None:
         known = {id(t.tensor): t for t in trained}
-        self.trained, self.watch = trained, watch
-        self.owned = {
-            module: [known[id(p)] for p in own if id(p) in known] for module, own in owners(model, hold).values()
-        }
+        self.trained, self.watch, self.rows = trained, watch, rows
+        self.owned = {}
+        self.apart: dict[nn.Module, Trained] = {}  # modules whose weight is shifted by rows
+        for module, own in owners(model, hold).values():
+            found = [known[id(p)] for p in own if id(p) in known]
+            if by_rows(module, rows) and any(t.tensor is module.weight for t in found):
+                self.apart[module] = known[id(module.weight)]
+            self.owned[module] = [t for t in found if t is not self.apart.get(module)]
+        self.originals: dict[int, Tensor] = {}
         self.copies: dict[int, Tensor] = {}
+        self.spare: dict[torch.device, Tensor] = {}  # memory for copies, kept from module to module
         self.depth: dict[int, int] = {}  # how many running modules own a tensor: tied weights, recursive modules
         self.reached: set[int] = set()
         self.peak = 0
@@ -74,29 +88,67 @@ class Hooked:
                 # first before and last after: other hooks of the module see the shifted weights as its forward does
                 handles.append(module.register_forward_pre_hook(self._before(own, shift), prepend=True))
                 handles.append(module.register_forward_hook(self._after(own), always_call=True))
+        for module, t in self.apart.items():
+            module.forward = forward_by_rows(self, module, t, self.rows, shift)
         try:
             with _Watch(self) if self.watch else nullcontext():
                 result = closure()
         finally:
             for handle in handles:
                 handle.remove()
+            for module in self.apart:
+                del module.forward  # the class's own again
             for t in self.trained:  # after an exception
-                if t.index in self.copies:
-                    t.tensor.copy_(self.copies.pop(t.index))
+                self._put_back(t)
         missed = [t.name for t in self.trained if t.index not in self.reached]
         if missed:
             raise RuntimeError(_outside(missed, "the forward pass never ran a module that owns"))
         return result
 
+    @contextmanager
+    def shifted(self, t: Trained, copy: Tensor) -> Iterator[None]:
+        """Around the time in which rows of a tensor are shifted, `copy` being what they were."""
+        self.reached.add(t.index)
+        self.depth[t.index] += 1
+        self._measure(copy)
+        try:
+            yield
+        finally:
+            self.depth[t.index] -= 1
+
+    def _measure(self, *more: Tensor) -> None:
+        now = sum(c.numel() * c.element_size() for c in (*self.copies.values(), *more))
+        self.peak = max(self.peak, now)
+
+    def _memory(self, tensors: Sequence[Trained]) -> list[Tensor]:
+        """Room for a copy of each: in the spare memory where no other copy is in it, since fresh memory is slow."""
+        sizes = [-(-t.tensor.numel() * t.tensor.element_size() // 64) * 64 for t in tensors]
+        devices = {t.tensor.device for t in tensors}
+        if self.copies or len(devices) != 1 or sum(sizes) < SPARE or not all(t.tensor.is_contiguous() for t in tensors):
+            return [torch.empty_like(t.tensor) for t in tensors]
+        (device,) = devices
+        if device not in self.spare or self.spare[device].numel() < sum(sizes):
+            self.spare.pop(device, None)
+            self.spare[device] = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+        pieces = self.spare[device][: sum(sizes)].split(sizes)
+        return [
+            piece[: t.tensor.numel() * t.tensor.element_size()].view(t.tensor.dtype).view(t.tensor.shape)
+            for t, piece in zip(tensors, pieces, strict=True)
+        ]
+
     def _before(self, own: Sequence[Trained], shift: Shift) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any) -> None:
+            fresh = []
             for t in own:
                 self.depth[t.index] += 1
                 if self.depth[t.index] == 1:
-                    self.reached.add(t.index)
-                    copy = self.copies[t.index] = t.tensor.clone()
-                    self.peak = max(self.peak, sum(c.numel() * c.element_size() for c in self.copies.values()))
-                    t.tensor.copy_(shift(t.index, copy).add_(copy))
+                    fresh.append(t)
+            for t, copy in zip(fresh, self._memory(fresh), strict=True):
+                self.reached.add(t.index)
+                shift(t.index, copy, t.tensor.detach())
+                self.originals[t.index], self.copies[t.index] = t.tensor.data, copy
+                t.tensor.data = copy
+            self._measure()
 
         return hook
 
@@ -104,10 +156,15 @@ class Hooked:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             for t in own:
                 if self.depth[t.index] == 1:
-                    t.tensor.copy_(self.copies.pop(t.index))
+                    self._put_back(t)
                 self.depth[t.index] = max(self.depth[t.index] - 1, 0)
 
         return hook
+
+    def _put_back(self, t: Trained) -> None:
+        if t.index in self.copies:
+            t.tensor.data = self.originals.pop(t.index)
+            del self.copies[t.index]
 
 
 class _Watch(TorchDispatchMode):
@@ -162,15 +219,26 @@ def owners(model: nn.Module, hold: Iterable[str] = ()) -> dict[str, tuple[nn.Mod
     return found
 
 
-def largest_chain(model: nn.Module, trained: Iterable[Tensor], hold: Iterable[str] = ()) -> int:
-    """Bytes of the copies that `Hooked` holds at most: a module's own tensors and those of modules around it."""
+def largest_chain(
+    model: nn.Module, trained: Iterable[Tensor], hold: Iterable[str] = (), rows: int = 0, tokens: int = 0
+) -> int:
+    """Bytes of the copies that `Hooked` holds at most: a module's own tensors and those of modules around it.
+
+    rows, tokens: of a weight that is shifted by rows, only so many are copied: `rows` by a linear layer, by an
+    embedding those that `tokens` tokens look up at most, and one part of `rows` rows more.
+    """
     ids = {id(p) for p in trained}
     owned = {name: own for name, (_, own) in owners(model, hold).items()}
     largest = 0
-    for name in owned:
+    for name, (module, _) in owners(model, hold).items():
         parts = name.split(".") if name else []
         chain = {id(p): p for i in range(len(parts) + 1) for p in owned.get(".".join(parts[:i]), ()) if id(p) in ids}
-        largest = max(largest, sum(p.numel() * p.element_size() for p in chain.values()))
+        total = sum(p.numel() * p.element_size() for p in chain.values())
+        if by_rows(module, rows) and id(module.weight) in chain:
+            w = module.weight
+            copied = min(tokens, len(w)) + rows if isinstance(module, nn.Embedding) else rows
+            total -= max(0, len(w) - copied) * w.shape[1] * w.element_size()
+        largest = max(largest, total)
     return largest
 
 

@@ -1,0 +1,86 @@
+"""The closure, run at shifted weights: what every zeroth-order method does with a model or with bare parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from dlopt.zeroth.perturb import Held, Hooked, Shift, Trained, owners, quiet
+
+Run = Callable[..., float]
+
+
+class Forwards:
+    """Shifts a model's weights by hooks or bare parameters from one copy, and runs closures in between.
+
+    model_or_params: what the optimizer was given. hold, train_mode: as `MeZO` explains them. rows: `row_chunk` there.
+    held: most bytes of copied weights that were held at once so far.
+    """
+
+    def __init__(self, model_or_params: Any, hold: Sequence[str] = (), train_mode: bool = False, rows: int = 0) -> None:
+        self.model = model_or_params if isinstance(model_or_params, nn.Module) else None
+        self.hold, self.train_mode, self.rows = tuple(hold), train_mode, rows
+        self.held = 0
+        self.watched = False
+        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
+            raise ValueError(f"row_chunk={rows!r} is out of range: it must be an integer, at least 0")
+        if self.model is not None:
+            owners(self.model, self.hold)  # an unknown name in hold raises here
+        elif self.hold:
+            raise ValueError("hold needs a model; given parameters, a copy of all of them is held anyway")
+        elif rows:
+            raise ValueError("row_chunk needs a model; given parameters, a copy of all of them is held anyway")
+
+    def groups(self, model_or_params: Any) -> Iterable[Any]:
+        """What `torch.optim.Optimizer` takes: of a model two groups, with decay and without."""
+        return model_or_params if self.model is None else model_groups(self.model)
+
+    @contextmanager
+    def around(self, trained: Sequence[Trained]) -> Iterator[Run]:
+        """Around the forwards of one step: yields run(closure, shift) -> loss; without shift at the weights as they
+        are. All weights come back bit for bit after every run, modes and buffers of the model at the end."""
+        if self.model is None:
+            around: Held | Hooked = Held(trained)
+        else:
+            around = Hooked(self.model, trained, self.hold, watch=not self.watched, rows=self.rows)
+
+        def run(closure: Callable[[], Any], shift: Shift | None = None) -> float:
+            restart()
+            if shift is None:
+                return number(closure())
+            value = around.run(closure, shift)
+            if isinstance(around, Hooked):
+                around.watch, self.watched = False, True
+            return number(value)
+
+        with quiet(self.model, {t.tensor.device for t in trained}, self.train_mode) as restart:
+            yield run
+        self.held = max(self.held, around.peak)
+
+
+def model_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups, with decay and without; indices follow the model's order, as those of model.parameters() do."""
+    spared = set()
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower():
+            spared |= {id(p) for p in module.parameters(recurse=False)}
+    groups: list[dict[str, Any]] = [{"params": [], "indices": []}, {"params": [], "indices": [], "weight_decay": 0.0}]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for index, (name, p) in enumerate(trained):
+        group = groups[id(p) in spared or name.split(".")[-1].endswith("bias")]
+        group["params"].append((name, p))
+        group["indices"].append(index)
+    return [group for group in groups if group["params"]]
+
+
+def number(loss: Any) -> float:
+    """The loss as a Python float; an error that says what the closure must return."""
+    if isinstance(loss, Tensor) and loss.numel() != 1:
+        raise ValueError(f"the closure must return one number, but it returned a tensor of shape {tuple(loss.shape)}")
+    try:
+        return float(loss.detach() if isinstance(loss, Tensor) else loss)
+    except TypeError:
+        raise TypeError(f"the closure must return the loss, a scalar tensor or a float, not {loss!r}") from None
