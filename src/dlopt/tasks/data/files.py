@@ -156,12 +156,12 @@ def decoded(key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     return array
 
 
-def require(module: str, purpose: str) -> ModuleType:
-    """Import a module of the `lab` extra; an `ImportError` that says what to install if it is missing."""
+def require(module: str, purpose: str, extra: str = "lab") -> ModuleType:
+    """Import a module of an extra of dlopt; an `ImportError` that says what to install if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{purpose} needs {module.split('.')[0]}: pip install 'dlopt[lab]'") from error
+        raise ImportError(f"{purpose} needs {module.split('.')[0]}: pip install 'dlopt[{extra}]'") from error
 
 
 def _remembered() -> dict[str, list[Any]]:
