@@ -130,7 +130,7 @@ experiment = Experiment(
     name="demo",
     config=Config,
     run=run,
-    version=1,
+    version=2,  # 2: MeZO draws its directions in pieces
     stages={
         "smoke": (
             Stage("tune", tune, minutes, f"{TRIALS} Sobol trials per method on a tuning seed"),
