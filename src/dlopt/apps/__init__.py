@@ -1,0 +1,1 @@
+"""Pages that are served on this machine: `dlopt app`. `server` joins them, each page has a module of its own."""
