@@ -36,6 +36,7 @@ DEEPZERO, ESTIMATORS = "tests/zeroth/test_deepzero.py", "tests/zeroth/test_estim
 SPARSE, PARTS, MODEL, DECODING, BEAM = (
     f"tests/transformer/test_{name}.py" for name in ("sparse", "parts", "model", "decoding", "beam")
 )
+TRANSFORMER_RUNS = "tests/experiments/test_transformer_smoke.py"
 RECORD, EXPERIMENT, RUN = "tests/lab/test_record.py", "tests/lab/test_experiment.py", "tests/lab/test_run.py"
 
 MUTANTS = [
@@ -375,6 +376,32 @@ MUTANTS = [
         "causal: the prompt counts too", "tasks/causal.py",
         "return torch.tensor(before + after[:room]), min(len(after), room)",
         "return torch.tensor(before + after[:room]), min(len(after), room) + 1", "tests/tasks/test_causal.py", "chat_template",
+    ),
+    Mutant(
+        "answers: the mask looks one token too far back", "experiments/transformer/_writing.py",
+        "allowed = rules.allowed(tokens[alive, :i])", "allowed = rules.allowed(tokens[alive, : max(rules.start, i - 1)])",
+        TRANSFORMER_RUNS, "member or identity",
+    ),
+    Mutant(
+        "recall: a question at the wrong distance", "experiments/transformer/_sequences.py",
+        "tokens[:, at - far - 1], tokens[:, at - far] = keys[:, i], values[:, i]",
+        "tokens[:, at - far], tokens[:, at - far + 1] = keys[:, i], values[:, i]",
+        TRANSFORMER_RUNS, "answered_at_its_distance",
+    ),
+    Mutant(
+        "n-grams: no mass for what is new", "transformer/ngram.py",
+        "mixed = (count + kind * p[:, n - 1 :]) / np.maximum(total + kind, 1)", "mixed = np.maximum(count, 1e-9) / np.maximum(total, 1)",
+        TRANSFORMER_RUNS, "ngram",
+    ),
+    Mutant(
+        "copies: the last place of a line is not looked at", "experiments/transformer/_answers.py",
+        "            for at in range(8 - n):\n                part = clean", "            for at in range(7 - n):\n                part = clean",
+        TRANSFORMER_RUNS, "copies",
+    ),
+    Mutant(
+        "verdicts: a bootstrap that draws nothing", "experiments/transformer/_shown.py",
+        "values.append((weights @ a) / np.maximum(weights @ b, 1e-300))", "values.append(np.full(count, a.sum() / b.sum()))",
+        "tests/experiments/test_transformer_report.py", "bootstrap",
     ),
 ]  # fmt: skip
 

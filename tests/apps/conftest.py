@@ -23,9 +23,15 @@ class Slow(Assistant):
         self.gate = threading.Event()
         self.gate.set()
 
+        self.finished = 0
+        self.stopped = lambda: False
+
     def write(self, *args, **settings):
+        self.stopped = settings["stopped"]
         self.gate.wait(60)
-        return super().write(*args, **settings)
+        found = super().write(*args, **settings)
+        self.finished += 1
+        return found
 
 
 class Running:

@@ -169,12 +169,27 @@ def test_the_line_has_an_end(assistant):
 
 
 def test_a_reader_who_leaves_frees_the_worker(running, client, assistant):
+    write(client, **WISH)
+    before, earlier = assistant.finished, assistant.stopped
     assistant.gate.clear()
-    with httpx.stream("POST", f"{running.url}/api/poem/write", json=WISH, timeout=60, trust_env=False) as answer:
-        next(answer.iter_lines())
-    time.sleep(0.3)
-    assistant.gate.set()
+    try:
+        with httpx.stream("POST", f"{running.url}/api/poem/write", json=WISH, timeout=60, trust_env=False) as answer:
+            lines = answer.iter_lines()  # held: the answer is closed with it
+            next(lines)
+            wait_for(lambda: assistant.stopped is not earlier)
+            assert not assistant.stopped()
+        wait_for(lambda: assistant.stopped())
+    finally:
+        assistant.gate.set()
     assert write(client, **WISH)[-1]["type"] == "end"
+    assert assistant.finished == before + 1, "the poem that nobody reads was not written"
+
+
+def wait_for(what, most=60):
+    end = time.monotonic() + most
+    while not what():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.02)
 
 
 def test_without_a_model_pages_say_how_to_get_one():

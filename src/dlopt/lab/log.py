@@ -19,6 +19,10 @@ class Diverged(Exception):
     """The run left the region where it can be compared: a loss that is not finite, or beyond the task's bound."""
 
 
+class Skipped(Exception):
+    """The run cannot be done here, and the message says why: a record of status "skipped", tried again next time."""
+
+
 class Paused(Exception):
     """The time given to this command is over; the run goes on from its checkpoint next time."""
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dlopt import catalog
 from dlopt.lab.experiment import Run, resolved
-from dlopt.lab.log import Diverged, Log, Paused
+from dlopt.lab.log import Diverged, Log, Paused, Skipped
 from dlopt.lab.record import Record, RecordCorrupt, RecordUnwritable, load, plain, set_aside
 
 
@@ -151,6 +151,8 @@ def _perform(run: Run, settings: Settings, work: Path) -> Record:
             summary = plain(dict(run.experiment.run(run.config, log)))  # refuses what no record can hold
         except Diverged as error:
             status, reason = "diverged", str(error)
+        except Skipped as error:
+            status, reason = "skipped", str(error)
         except (Paused, RecordUnwritable):
             raise
         except Exception as error:

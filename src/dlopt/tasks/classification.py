@@ -130,6 +130,9 @@ TASKS = {
     task.name: task
     for task in (
         Classification("digits", "digits", "mlp", target=0.9, options={"features": 64, "hidden": (32,)}),
+        # smooth and convex
+        Classification("digits-softmax", "digits", "mlp", target=0.9, options={"features": 64, "hidden": ()}),
+        Classification("mnist-lenet", "mnist", "lenet", target=0.85),
         Classification(
             "digits-vgg8", "digits", "vgg8", target=0.9, options={"channels": 1, "width": 0.125, "hidden": 128}
         ),
