@@ -196,9 +196,9 @@ if not records:
     display(Markdown("还没有记录：先运行 `dlopt run zeroth/estimators --scale cpu` 等，再执行本节。"))
 
 
-def of(part, **settings):
+def of(name, /, **settings):
     """一个实验中正常结束的记录。"""
-    mine = [r for r in records if r.experiment == f"zeroth/{part}" and r.status == "done"]
+    mine = [r for r in records if r.experiment == f"zeroth/{name}" and r.status == "done"]
     return [r for r in mine if all(r.config.get(k) == v for k, v in settings.items())]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def presented(part: str, **more: Any) -> Presentation:
 
 def merged(found: dict[str, Results]) -> Presentation:
     return report.merge("transformer", {name: r.experiment.present(r) for name, r in found.items()})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    """Fewer resamples: the rules are looked at, not the last digit of an interval."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_shown, "RESAMPLES", 400)
+        yield
 
 
 @pytest.fixture
@@ -80,6 +89,7 @@ def test_no_record_at_all_still_gives_every_key(part: str, complete: Presentatio
     assert {v for k, v in shown.values.items() if k.startswith("verdict")} == {OPEN}
 
 
+@pytest.mark.slow
 def test_a_partial_grid_compiles_and_is_not_judged(tmp_path: Path) -> None:
     shown = merged(every(keep=lambda stage, cfg: cfg.seed in (0, 1000) and stage != "song"))
     assert sum("不完整" in note for note in shown.notes) >= 3

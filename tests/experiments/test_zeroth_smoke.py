@@ -170,7 +170,7 @@ def test_the_best_trial_is_taken_and_waited_for() -> None:
         ("vision", {"task": "digits", "gradient": "rge"}, "cannot run with gradient"),
         ("vision", {"task": "digits", "dtype": "int8"}, "dtype takes"),
         ("vision", {"task": "digits", "params.seed": 3}, "not params.seed"),
-        ("lm", {"task": "toy", "batch": 7}, "batch must divide"),
+        ("lm", {"task": "toy", "batch": 7}, "batches must divide"),
         ("lm", {"task": "toi"}, "did you mean toy"),
         ("lm", {"task": "toy", "method": "deepzero"}, "cannot train a language model"),
     ],

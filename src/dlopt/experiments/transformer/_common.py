@@ -171,7 +171,7 @@ def fit(
     rates = Schedule(optimizer, "cosine", steps, round(warmup * steps))
     state: dict[str, Any] = {"model": built.model, "optimizer": optimizer, "schedule": rates}
     train(first_order(built, optimizer, log.meter, rates, CLIP), built.batches, state, steps=steps, log=log,
-          evaluate=built.evaluate, eval_every=max(1, steps // 8), diverge_above=2 * math.log(vocabulary))  # fmt: skip
+          evaluate=built.evaluate, eval_every=steps // 8, diverge_above=2 * math.log(vocabulary))  # fmt: skip
     found: dict[str, Any] = dict(built.evaluate())
     found["seconds_per_step"] = sum(log.meter.seconds.values()) / steps
     found["parameters"] = sum(p.numel() for p in built.model.parameters())

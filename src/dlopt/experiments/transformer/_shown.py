@@ -87,8 +87,8 @@ def ratio_interval(
         raise ValueError(f"a ratio needs as many numerators as denominators, got {len(a)} and {len(b)}")
     random = np.random.default_rng(seed)
     values = []
-    for start in range(0, RESAMPLES, 500):
-        count = min(500, RESAMPLES - start)
+    for start in range(0, RESAMPLES, 200):
+        count = min(200, RESAMPLES - start)
         weights = random.multinomial(len(a), np.full(len(a), 1 / len(a)), size=count)
         values.append((weights @ a) / np.maximum(weights @ b, 1e-300))
     low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])

@@ -149,7 +149,7 @@ def shapes() -> list[Config]:
 
 def smoke(earlier: Earlier) -> Sequence[Config]:
     """Some of each kind on the poems of the package."""
-    small = {"corpus": "sample", "characters": 3000, "steps": 12, "batch": 16, "poems": 30, "lr": 5e-3}
+    small = {"corpus": "sample", "characters": 3000, "steps": 7, "batch": 16, "poems": 30, "lr": 5e-3}
     shape = {"width": 32, "layers": 1, "heads": 2}
     changes: list[dict[str, Any]] = [{}, {"feedforward": "swiglu"}, {"norm_position": "post"}, {"positions": "rope"}]
     found = [Config(params={**shape, **c}, **small) for c in changes]  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ experiment = Experiment(
     run=run,
     version=1,
     stages={
-        "smoke": (Stage("norm", smoke, minutes, "12 steps on the poems of the package"),),
+        "smoke": (Stage("norm", smoke, minutes, "7 steps on the poems of the package"),),
         # what is dropped first where time is short comes last
         "cpu": (
             Stage("tune", tune, minutes, f"{TRIALS} Sobol trials of the learning rate on the base, 250 steps"),

@@ -62,8 +62,8 @@ class Config:
     weights: str = "assistant"
     form: str = ""
     corpus: str = "tang"
-    free: int = 1000
-    masked: int = 400
+    free: int = 4000
+    masked: int = 1500
     each: int = 2
     seed: int = 0
 
@@ -221,7 +221,7 @@ def minutes(cfg: Config) -> float:
     if cfg.part == "samples":
         return 1.0
     size = FORMS[cfg.form].size if cfg.form in FORMS else 40
-    return 0.6 + size * (cfg.free + 2 * cfg.masked) / 1800 * 0.1
+    return 0.6 + size * (cfg.free + 2 * cfg.masked) / 1800 * 0.02
 
 
 def present(results: Results) -> Presentation:
@@ -252,7 +252,7 @@ experiment = Experiment(
             Stage("samples", smoke_configs("samples"), minutes, "an untrained model"),
         ),
         "cpu": (
-            Stage("rates", rates(), minutes, "1,000 free poems and 400 under the rules of each form"),
+            Stage("rates", rates(), minutes, "4,000 free poems and 1,500 under the rules of each form"),
             Stage("samples", samples(), minutes, "two first lines of each form"),
         ),
     },

@@ -129,7 +129,7 @@ def _fit(
         return {"loss": float(loss.detach()), "forwards": 1, "tokens": batch[0].numel()}
 
     state: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": rates}
-    train(step, batches, state, steps=cfg.steps, log=log, evaluate=evaluate, eval_every=max(1, cfg.steps // 8),
+    train(step, batches, state, steps=cfg.steps, log=log, evaluate=evaluate, eval_every=cfg.steps // 8,
           diverge_above=2 * math.log(model.config.vocabulary))  # fmt: skip
     return {
         "seconds_per_step": sum(log.meter.seconds.values()) / cfg.steps,

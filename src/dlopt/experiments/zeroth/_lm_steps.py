@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from dlopt.lab.meter import peak_live
 
 BACKWARD = 2  # forward passes that a backward pass is worth
 SIGNS = {"direction": "rademacher"}
+TOGETHER = 8  # batches in one pass over the whole set: weights are shifted once for all of them
 INTERVAL = 50  # of MeZO-SVRG's anchors and of LOZO's V
 # {series: (method, what is fixed)}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -58,18 +60,27 @@ def step(cfg: Any, built: Any, optimizer: Any, rates: Schedule, log: Log) -> Cal
 
         return first
 
-    # the batches of one epoch are the whole training set, once
+    # the batches of one epoch are the whole training set, once; one pass takes several, and is counted as several
     whole = [built.batches.batch(i) for i in range(built.batches.per_epoch)] if cfg.method == SVRG else []
-    full = {"full": [lambda b=b: loss_of(b) for b in whole]} if whole else {}
+    groups = [whole[i : i + TOGETHER] for i in range(0, len(whole), TOGETHER)]
+    closures = [(partial(loss_of, joined(group)), len(group)) for group in groups]
+    full = {"full": closures} if closures else {}
 
     def zeroth(batch: Any) -> dict[str, Any]:
         rates.apply()
-        before = optimizer.forwards
+        before, share = optimizer.forwards, 1
+        if closures and optimizer.renews:
+            share = len(whole) // len(closures)
         with log.meter.phase("optimizer"):
             loss = optimizer.step(lambda: loss_of(batch), **full)
-        return {"loss": float(loss), "forwards": optimizer.forwards - before, **built.consumed(batch)}
+        return {"loss": float(loss), "forwards": share * (optimizer.forwards - before), **built.consumed(batch)}
 
     return zeroth
+
+
+def joined(batches: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    """Several batches as one."""
+    return tuple(torch.cat(parts) for parts in zip(*batches))
 
 
 # what part "cost" measures: as trained, MeZO with normal numbers too

@@ -82,7 +82,7 @@ def _curves(records: Sequence[Record], x: str) -> Any:
     kept = [r for r in records if r.curve.get("val_accuracy")]
     if not kept:
         return None
-    return figures.curves(kept, x, ["val_loss", "val_accuracy"], by=_series, log_x=True, names=NAMES)
+    return figures.curves(kept, x, ["val_loss", "val_accuracy"], by=_series, log_x=True, names=NAMES, height=2.1)
 
 
 PRIOR_NAMES = {"content-free": "无内容的输入", "training": "训练文本的均值"}

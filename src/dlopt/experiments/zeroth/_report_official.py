@@ -92,13 +92,17 @@ def _drift(records: Sequence[Record]) -> Any:
         if r.config["rule"] == "official"
     ]
     columns = [c for c in column.values() if any(c in r.curve for r in lines)]
-    return drawn(lines, "步数", columns, {v: k for k, v in LOOKS.items()}, log_x=True, log_y=True) if columns else None
+    return (
+        drawn(lines, "步数", columns, {v: k for k, v in LOOKS.items()}, log_x=True, log_y=True, height=2.1)
+        if columns
+        else None
+    )
 
 
 def _cosine(records: Sequence[Record]) -> Any:
     lines = [line("lozo" if r.config["rule"] == "ours" else "lozo-m",
                   {"步": r.curve["step"], "更新与扰动的余弦": r.curve["cosine"]}) for r in records]  # fmt: skip
-    return drawn(lines, "步", "更新与扰动的余弦", {"lozo": "本项目", "lozo-m": "官方规则"}, height=1.9)
+    return drawn(lines, "步", "更新与扰动的余弦", {"lozo": "本项目", "lozo-m": "官方规则"}, height=1.7)
 
 
 def _end(record: Record) -> float:
@@ -140,7 +144,7 @@ def _anchor(records: Sequence[Record]) -> Any:
         lines.append(line(RULES[r.config["rule"]], {"相对距离": x, TASKS[r.config["task"]]: y}))
     columns = [c for c in TASKS.values() if any(c in r.curve for r in lines)]
     names = {RULES["ours"]: "共用方向", RULES["apart"]: "各抽方向", RULES["official"]: "官方：锚点是别名"}
-    return drawn(lines, "相对距离", columns, names, log_x=True, log_y=True) if columns else None
+    return drawn(lines, "相对距离", columns, names, log_x=True, log_y=True, height=2.1) if columns else None
 
 
 def _q12(records: Sequence[Record]) -> Answer:

@@ -17,7 +17,7 @@ from dlopt.lab.search import edge_warnings
 from dlopt.lab.study import Results
 
 STAGES = {"tune": "调学习率", "report": "LeNet", "heat": "热图", "resnet8": "ResNet-8"}
-TASKS = {MNIST.task: "LeNet / MNIST", CIFAR.task: "ResNet-8 / CIFAR-10", SMOKE.task: "MLP / digits"}
+TASKS = {MNIST.task: "LeNet", CIFAR.task: "ResNet-8", SMOKE.task: "MLP"}
 GOAL, LEAST = 0.85, 200  # question 5: DeepZero's test accuracy, and steps
 LOWER = 0.05  # question 6: by how much many directions must be lower to contradict
 STEP_APART, STEPS_OFF, WORSE, NEAR = 1, 2, 0.2, 0.05  # question 7: cells of the grid; share above the least loss
@@ -50,7 +50,7 @@ def present(results: Results) -> Presentation:
     shown.tables["runs"] = runs(results, STAGES, _series)
     both, maps = [*small, *large], grouped(heat, lambda r: (r.method, r.config["dtype"]))
     made: dict[str, Any] = {
-        "forwards": panels(both, "forwards", "val_loss", _panel, _series, log_x=True, height=2.5),
+        "forwards": panels(both, "forwards", "val_loss", _panel, _series, log_x=True, height=2.1),
         "seconds": _seconds(small),
         "tuning": _tuning(results),
     }
@@ -58,7 +58,7 @@ def present(results: Results) -> Presentation:
         (("mezo", "float32"), "heat.mezo"), (("mezo", "bfloat16"), "heat.bfloat16"), (("lozo", "float32"), "heat.lozo")
     ):  # fmt: skip
         group = maps.get((method, dtype))
-        made[name] = figures.heatmap(group, "params.lr", "params.eps", "val_loss", height=1.9) if group else None
+        made[name] = figures.heatmap(group, "params.lr", "params.eps", "val_loss", height=1.7) if group else None
     shown.figures |= {name: figure if figure is not None else blank() for name, figure in made.items()}
     shown.notes += _edges([*small, *large])
     answers(shown, {4: _q4(main), 5: _q5(main), 6: _q6(main), 7: _q7(maps)})
@@ -70,7 +70,9 @@ def _seconds(records: Sequence[Record]) -> Any:
     kept = [r for r in records if r.curve.get("val_accuracy")]
     if not kept:
         return None
-    return figures.curves(kept, "seconds", ["val_loss", "val_accuracy"], by=_series, log_x=True, names=NAMES)
+    return figures.curves(
+        kept, "seconds", ["val_loss", "val_accuracy"], by=_series, log_x=True, names=NAMES, height=2.1
+    )
 
 
 def _panel(record: Record) -> str:
@@ -128,7 +130,7 @@ def _tuning(results: Results) -> Any:
     mine = [r for r in results.stages["tune"] if r.config["task"] != CIFAR.task]
     if not any(r.status == "done" for r in mine):
         return None
-    return figures.scatter(mine, "params.lr", "val_loss", by=_series, log_x=True, best="min", names=NAMES, height=2.2)
+    return figures.scatter(mine, "params.lr", "val_loss", by=_series, log_x=True, best="min", names=NAMES, height=1.9)
 
 
 def _edges(records: Sequence[Record]) -> list[str]:
