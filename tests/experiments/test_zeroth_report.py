@@ -96,7 +96,7 @@ def test_runs_that_diverged_are_named_and_never_win(tmp_path: Path) -> None:
         if cfg.method == "deepzero" and cfg.seed == 1:
             return "diverged"
         hot = getattr(cfg, "params", {}).get("eps") == 1e-4 and cfg.params["lr"] > 0.005 and cfg.seed == 1000
-        return "diverged" if hot else "failed" if cfg.method == "mezo_svrg" and cfg.seed == 1 else "done"
+        return "diverged" if hot else "failed" if cfg.method == "mezo-svrg" and cfg.seed == 1 else "done"
 
     names = ("vision", "lm")
     shown = merged(every(keep=lambda s, c: False) | {f"zeroth/{n}": results(n, status=status) for n in names})

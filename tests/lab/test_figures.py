@@ -140,7 +140,7 @@ def test_a_wide_band_does_not_move_the_axis() -> None:
 def test_looks_are_fixed_and_differ_within_a_topic() -> None:
     for topic in (
         ("adamw", "sgd", "adafactor", "adam-mini", "sophia-g", "sophia_h", "lion", "muon"),
-        ("adamw", "sgd", "mezo", "mezo_svrg", "lozo", "lozo_m", "deepzero"),
+        ("adamw", "sgd", "mezo", "mezo-svrg", "lozo", "lozo-m", "deepzero"),
         ("adamw", "sgd", "adafactor", "mezo"),
         ("galore", "golore", "flora_compress", "flora_tucker", "relora", "sltrain", "lora", "adamw"),
         ("importance", "fixed-order", "shuffle-once", "random-reshuffling", "class-blocks", "class-balanced", "grab"),

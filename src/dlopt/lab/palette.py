@@ -42,7 +42,7 @@ _BASELINES = {
 _KNOWN = {
     "adafactor": 0, "adam_mini": 1, "sophia_g": 2, "sophia_h": 3, "lion": 4, "muon": 5,
     "lisa": 0, "badam": 1,
-    "mezo": 1, "mezo_svrg": 2, "lozo": 3, "lozo_m": 6, "deepzero": 4,
+    "mezo": 1, "mezo-svrg": 2, "lozo": 3, "lozo-m": 6, "deepzero": 4,
     "galore": 0, "golore": 1, "flora_compress": 2, "flora_tucker": 3, "relora": 4, "sltrain": 5,
     "sinks": 0, "kivi": 1, "quant": 2, "h2o": 3, "snapkv": 4, "pyramid": 5, "tova": 6, "knorm": 7,
     "importance": 0, "fixed_order": 1, "shuffle_once": 2, "random_reshuffling": 3, "class_blocks": 4,

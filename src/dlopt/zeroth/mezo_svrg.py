@@ -25,7 +25,7 @@ Closure = Callable[[], Any]
 
 
 @method(
-    "mezo_svrg",
+    "mezo-svrg",
     topic="zeroth",
     kind="zeroth",
     cite="gautam2024mezosvrg",

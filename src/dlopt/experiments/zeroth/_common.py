@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dlopt import catalog
 
-SVRG = "mezo_svrg"
+SVRG = "mezo-svrg"
 TUNING_SEED = 1000
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES = {

@@ -31,7 +31,7 @@ NOISE, SAME = 0.05, 0.5  # question 13: |mean cosine| at a change of V; above SA
 UNMOVED, LEARNT = 0.95, 0.8  # question 13: losses over the first one, at interval 1
 DOUBLE, SQUARE = (1.8, 2.2), (1.8, 2.2)  # question 14: ratio of variances; exponent against the distance
 LOOKS = {"bfloat16": "lozo", "float16": "mezo", "float32": "adamw"}
-RULES = {"ours": "mezo_svrg", "apart": "mezo", "official": "lozo-m"}
+RULES = {"ours": "mezo-svrg", "apart": "mezo", "official": "lozo-m"}
 SMOOTH = "digits-softmax"
 TASKS = {SMOOTH: "多类逻辑回归", "digits": "MLP（ReLU）"}
 
