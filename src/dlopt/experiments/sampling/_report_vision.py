@@ -50,10 +50,12 @@ def present(results: Results) -> Presentation:
     shown = Presentation(notes=partial_note(results) + lost([*final, *other, *deeper]))
     sets: dict[str, Groups] = {t: grouped(g, series) for t, g in grouped(final, _task).items()}
     groups: dict[str, Groups] = {t: grouped(g, series) for t, g in grouped(other, _task).items()}
-    shown.values |= {"trials": TRIALS, "seeds": len(SEEDS), "box.low": BOX["lr"][0], "box.high": BOX["lr"][1]}
+    shown.values |= {"trials": TRIALS, "box.low": BOX["lr"][0], "box.high": BOX["lr"][1]}
     for t in ("mnist-vgg8-half", "cifar10-resnet8", "cifar10-resnet18-half"):
         some = next((r.summary for r in [*final, *deeper] if _task(r) == t and r.status == "done"), {})
         shown.values[f"{t}.parameters"] = some.get("parameters")
+    for t in MARGIN:
+        shown.values[f"{t}.seeds"] = len({r.config["seed"] for r in final if _task(r) == t})
     for t in list(sets) or ["mnist-vgg8-half", "cifar10-resnet8"]:
         shown.tables[_short(t)] = _main(sets.get(t, {}))
     for t in MARGIN:
