@@ -218,8 +218,8 @@ class Prompted:
 
 def area(scores: Tensor, labels: Tensor) -> float:
     """Area under the ROC curve of scores (n, classes) that are log-probabilities up to a constant; of more than two
-    classes the mean of one against the rest. NaN where a class has no example."""
-    if len(labels.unique()) < scores.shape[1]:
+    classes the mean of one against the rest. NaN where a class has no example or a score is not finite."""
+    if len(labels.unique()) < scores.shape[1] or not bool(scores.isfinite().all()):
         return float("nan")
     metrics = require("sklearn.metrics", "the area under the ROC curve")
     if scores.shape[1] == 2:

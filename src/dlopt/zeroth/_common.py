@@ -46,7 +46,9 @@ def rates(optimizer: torch.optim.Optimizer, param_group: dict[str, Any], *names:
     """Raise ValueError for the first rate of a new group that is below 0."""
     for name in names:
         value = param_group.get(name, optimizer.defaults[name])
-        if value is not None and not 0 <= value < math.inf:
+        if value is None and name == "anchor_lr":
+            continue  # as lr
+        if value is None or not 0 <= value < math.inf:
             raise ValueError(f"{name}={value} is out of range: it must be at least 0")
 
 
@@ -94,12 +96,16 @@ def skip(optimizer: Any, losses: Sequence[float]) -> None:
 
 def describe_run(optimizer: Any, method: str, trained: Sequence[Trained], names: Sequence[str]) -> None:
     """Write the header of a log before its first row; later, refuse another set of trained tensors."""
-    log = optimizer.log
+    log, options = optimizer.log, {name: getattr(optimizer, name) for name in names}
     if not log.rows:
-        log.header = describe(method, trained, {name: getattr(optimizer, name) for name in names})
-    elif log.header["names"] != [t.name for t in trained]:
+        log.header = describe(method, trained, options)
+        return
+    same = {name: value for name, value in options.items() if name != "eps"}  # rows hold all that depends on eps
+    logged = {name: log.header["options"].get(name) for name in same}
+    if log.header["names"] != [t.name for t in trained] or logged != same:
+        what = "the set of trained parameters" if logged == same else "an option of the optimizer"
         raise RuntimeError(
-            "the set of trained parameters changed while a log was kept, so the log could not be replayed; "
+            f"{what} changed while a log was kept, so the log could not be replayed; "
             "save opt.log and start a new one with opt.log = Log()"
         )
 

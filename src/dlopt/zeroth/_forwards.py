@@ -57,7 +57,10 @@ class Forwards:
             return number(value)
 
         with quiet(self.model, {t.tensor.device for t in trained}, self.train_mode) as restart:
-            yield run
+            try:
+                yield run
+            finally:
+                around.restore()  # again, in case that Ctrl-C fell into the first time
         self.held = max(self.held, around.peak)
 
 

@@ -8,9 +8,11 @@ of threads nor the order of tensors can matter. torch's global generators are ne
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import math
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -80,10 +82,17 @@ def add(
     size = flat.numel() if size is None else size
     stop = start + flat.numel()
     pieces = range(start // step, -(-stop // step))
+    inference, stopped = torch.is_inference_mode_enabled(), threading.Event()
 
     def work(numbers: range, buffers: Sequence[Tensor], generator: torch.Generator) -> None:
+        with torch.inference_mode(inference):  # a mode belongs to its thread
+            piecewise(numbers, buffers, generator)
+
+    def piecewise(numbers: range, buffers: Sequence[Tensor], generator: torch.Generator) -> None:
         total, other = buffers[0], buffers[-1]
         for number in numbers:
+            if stopped.is_set():
+                return
             low = number * step
             length = min(step, size - low)
             padded = _padded(length)
@@ -112,9 +121,14 @@ def add(
         buffers = [torch.empty(numbers[0], dtype=noise_dtype(w.dtype), device=w.device) for _ in range(numbers[1])]
         jobs.append((pieces[k::workers], buffers, torch.Generator(device=w.device)))
     others = [_pool(workers - 1).submit(work, *job) for job in jobs[1:]]
-    work(*jobs[0])
-    for other in others:
-        other.result()
+    try:
+        work(*jobs[0])
+        for other in others:
+            other.result()
+    except BaseException:
+        stopped.set()  # nobody writes to w after this function was left
+        concurrent.futures.wait(others)
+        raise
 
 
 def scratch(tensors: Iterable[Tensor], terms: int = 1, decay: float = 0.0) -> int:

@@ -145,8 +145,16 @@ def shifted(params: Sequence[Tensor], zs: Sequence[Tensor], scale: float) -> Any
             p.copy_(z.mul(scale).add_(p))
         yield
     finally:
-        for p, copy in zip(params, copies, strict=True):
-            p.copy_(copy)
+        try:
+            _back(params, copies)
+        except KeyboardInterrupt:
+            _back(params, copies)  # Ctrl-C must not leave some of them shifted
+            raise
+
+
+def _back(params: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    for p, copy in zip(params, copies, strict=True):
+        p.copy_(copy)
 
 
 def values(p: Tensor, indices: Tensor) -> Tensor:

@@ -48,8 +48,12 @@ class Held:
                 shift(t.index, t.tensor, copy)
             return closure()
         finally:
-            for t, copy in zip(self.trained, self.copies, strict=True):
-                t.tensor.copy_(copy)
+            self.restore()
+
+    def restore(self) -> None:
+        """Bring all weights back; may be called again where an interrupt cut it short."""
+        for t, copy in zip(self.trained, self.copies, strict=True):
+            t.tensor.copy_(copy)
 
 
 class Hooked:
@@ -77,33 +81,38 @@ class Hooked:
         self.spare: dict[torch.device, Tensor] = {}  # memory for copies, kept from module to module
         self.depth: dict[int, int] = {}  # how many running modules own a tensor: tied weights, recursive modules
         self.reached: set[int] = set()
+        self.handles: list[Any] = []
         self.peak = 0
 
     def run(self, closure: Callable[[], Any], shift: Shift) -> Any:
         self.reached.clear()
         self.depth = {t.index: 0 for t in self.trained}
-        handles = []
-        for module, own in self.owned.items():
-            if own:
-                # first before and last after: other hooks of the module see the shifted weights as its forward does
-                handles.append(module.register_forward_pre_hook(self._before(own, shift), prepend=True))
-                handles.append(module.register_forward_hook(self._after(own), always_call=True))
-        for module, t in self.apart.items():
-            module.forward = forward_by_rows(self, module, t, self.rows, shift)
         try:
+            for module, own in self.owned.items():
+                if own:
+                    # first before and last after: other hooks of the module see the shifted weights, as its forward
+                    self.handles.append(module.register_forward_pre_hook(self._before(own, shift), prepend=True))
+                    self.handles.append(module.register_forward_hook(self._after(own), always_call=True))
+            for module, t in self.apart.items():
+                module.forward = forward_by_rows(self, module, t, self.rows, shift)
             with _Watch(self) if self.watch else nullcontext():
                 result = closure()
         finally:
-            for handle in handles:
-                handle.remove()
-            for module in self.apart:
-                del module.forward  # the class's own again
-            for t in self.trained:  # after an exception
-                self._put_back(t)
+            self.restore()
         missed = [t.name for t in self.trained if t.index not in self.reached]
         if missed:
             raise RuntimeError(_outside(missed, "the forward pass never ran a module that owns"))
         return result
+
+    def restore(self) -> None:
+        """Take the hooks away and bring all weights back; may be called again where an interrupt cut it short."""
+        for handle in self.handles:
+            handle.remove()
+        for module in self.apart:
+            vars(module).pop("forward", None)  # the class's own again
+        for t in self.trained:  # after an exception
+            self._put_back(t)
+        self.handles.clear()
 
     @contextmanager
     def shifted(self, t: Trained, copy: Tensor) -> Iterator[None]:
@@ -154,6 +163,7 @@ class Hooked:
 
     def _after(self, own: Sequence[Trained]) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._keep(output)
             for t in own:
                 if self.depth[t.index] == 1:
                     self._put_back(t)
@@ -161,10 +171,18 @@ class Hooked:
 
         return hook
 
+    def _keep(self, output: Any) -> None:
+        """Where a module returns a view of its weight, the spare memory that it lies in is not used again."""
+        for x in tree_leaves(output):
+            spare = self.spare.get(x.device) if isinstance(x, Tensor) else None
+            if spare is not None and x.untyped_storage().data_ptr() == spare.untyped_storage().data_ptr():
+                del self.spare[x.device]
+
     def _put_back(self, t: Trained) -> None:
-        if t.index in self.copies:
-            t.tensor.data = self.originals.pop(t.index)
-            del self.copies[t.index]
+        if t.index in self.originals:
+            t.tensor.data = self.originals[t.index]
+            self.copies.pop(t.index, None)
+            del self.originals[t.index]  # last: an interrupt before it loses nothing
 
 
 class _Watch(TorchDispatchMode):
