@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+from dlopt.apps import server
 from tests.apps.browsing import SHOTS
+from tests.apps.conftest import Running
 
 pytestmark = pytest.mark.browser
 
@@ -261,3 +263,104 @@ def test_stop_leaves_the_page_usable(visit, assistant):
     page.click("#go")
     (text,) = seen.poems()
     assert len(text) == 20
+
+
+def test_a_second_write_leaves_no_card_dead(visit, assistant):
+    seen = visit()
+    page = seen.page
+    page.fill("#text", "春眠不觉晓")
+    page.select_option("#count", "2")
+    page.click("#go")
+    seen.poems(2)
+    assistant.gate.clear()
+    try:
+        page.click("article >> nth=1 >> .again")
+        page.wait_for_function("() => document.querySelectorAll('.rules[hidden]').length === 1")
+        assert page.is_disabled("article >> nth=1 >> .again")
+        page.click("article >> nth=0 >> .again")
+        page.wait_for_function("() => document.querySelectorAll('.meta')[1].textContent === '没有写完'")
+        assert page.is_enabled("article >> nth=1 >> .again")
+        cell = page.query_selector("article >> nth=1 >> .char >> nth=7")
+        assert (cell.get_attribute("aria-label"), cell.get_attribute("title") or "") == (None, ""), (
+            "nothing stands there"
+        )
+    finally:
+        assistant.gate.set()
+    seen.poems(1)
+    page.click("article >> nth=1 >> .again")
+    seen.poems(2)
+
+    assistant.gate.clear()
+    try:
+        page.click("article >> nth=0 >> .again")
+        page.wait_for_function("() => document.querySelectorAll('.rules[hidden]').length === 1")
+        page.fill("#text", "abc")
+        page.evaluate("document.querySelector('#ask').requestSubmit()")
+        page.wait_for_selector("#problem:not([hidden])")
+        page.wait_for_function("() => document.querySelector('.meta').textContent === '没有写完'")
+        assert page.is_enabled("article >> nth=0 >> .again")
+    finally:
+        assistant.gate.set()
+
+
+def test_one_dialog_at_a_time_and_none_over_a_poem_being_written(visit, assistant):
+    seen = visit()
+    page = seen.page
+    page.fill("#text", "春眠不觉晓")
+    page.click("#go")
+    seen.poems()
+    page.evaluate(
+        "() => { const real = fetch; window.answers = 0; window.fetch = async (url, set) => {"
+        " const found = await real(url, set); if (!url.includes('alternatives')) return found;"
+        " await new Promise(go => setTimeout(go, 300)); setTimeout(() => window.answers++, 100); return found; }; }"
+    )
+    page.dblclick("article .char >> nth=7")
+    page.wait_for_function("() => window.answers === 2")
+    assert len(page.query_selector_all(".choose")) == 1
+    page.keyboard.press("Escape")
+    assert page.query_selector(".choose") is None
+    assistant.gate.clear()
+    try:
+        page.click("article .char >> nth=7")
+        page.click("article .again")
+        page.wait_for_selector("#poems[aria-busy=true]")
+        # the worker is held, so the answer may come only with the poem
+        assert page.query_selector(".choose") is None
+    finally:
+        assistant.gate.set()
+    page.wait_for_function("() => window.answers === 3")
+    seen.poems()
+    assert page.query_selector(".choose") is None
+
+
+def test_characters_outside_the_basic_plane_keep_their_places(visit):
+    seen = visit()
+    page = seen.page
+    page.fill("#text", "春眠不觉晓")
+    page.click("#go")
+    seen.poems()
+    found = page.evaluate(
+        "() => { const card = new Card({}, {}), line = '春山𫛸马来', open = '00000'; card.begin({lines: 2, length: 5});"
+        " const poem = {lines: [line, line], tones: ['○○○●○', '○○○●○'], given: [open, open], rhyming: [], faults: [],"
+        " notes: [], logprob: null, title: '𫛸', form: '五言联', kind: '对联'}; card.finish(poem);"
+        " return [card.cells.map(c => c.firstChild.data).join(''), drawAcross(poem).width,"
+        " drawAcross({...poem, lines: ['春山春马来', '春山春马来']}).width, drawDown(poem).height]; }"
+    )
+    assert found == ["春山𫛸马来" * 2, found[2], found[2], 162 + 5 * 88]
+
+
+def test_without_a_model_nothing_can_be_asked(browser):
+    empty = Running(server.create(None, missing="还没有写诗的模型"))
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.goto(empty.url + "/poem")
+        page.wait_for_selector("#problem:not([hidden])")
+        assert page.is_disabled("#go")
+        assert all(button.is_disabled() for button in page.query_selector_all("#examples button"))
+        page.evaluate("document.querySelector('#ask').requestSubmit()")
+        assert page.is_disabled("#go")
+        assert page.inner_text("#problem") == "还没有写诗的模型"
+    finally:
+        context.close()
+        empty.stop()

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from dlopt.apps import server
-from dlopt.apps.worker import Worker
+from dlopt.apps.worker import Busy, Stopped, Worker
 from tests.apps.conftest import Running
 from tests.poetry.test_wish import BAD, HAN
 
@@ -106,6 +106,20 @@ def test_a_malformed_request_gets_a_sentence(client, content, status):
     assert client.get("/api/poem/about").status_code == 200
 
 
+HALF = "春眠不觉\\ud83d"
+
+
+@pytest.mark.parametrize("path", ["judge", "attention"])
+@pytest.mark.parametrize(
+    "source", [f'["{HALF}"]', '["' + "春" * 21 + '"]', '["春"' + ', "春"' * 8 + "]", "[5]", "5", "[]"]
+)
+def test_malformed_lines_get_a_sentence(client, path, source):
+    body = f'{{"text": "春眠不觉晓", "source": {source}}}'.encode()
+    answer = client.post(f"/api/poem/{path}", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert HAN.search(answer.json()["error"])
+
+
 def test_a_body_without_a_stated_length_is_bounded_too(client):
     def endless():
         for _ in range(200):
@@ -113,13 +127,15 @@ def test_a_body_without_a_stated_length_is_bounded_too(client):
 
     answer = client.post("/api/poem/write", content=endless(), headers={"content-type": "application/json"})
     assert answer.status_code == 413
+    assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_unknown_addresses_and_hosts(client):
     answer = client.get("/api/poem/nothing")
     assert (answer.status_code, answer.json()) == (404, {"error": "没有这个页面"})
     assert client.get("/api/poem/write").status_code == 405
-    assert client.get("/", headers={"host": "evil.example"}).status_code == 400
+    foreign = client.get("/", headers={"host": "evil.example"})
+    assert (foreign.status_code, foreign.headers["x-frame-options"]) == (400, "DENY")
 
 
 def test_fifty_requests_at_once_are_all_served(client, running):
@@ -224,3 +240,33 @@ def test_the_thread_outlives_what_a_job_raises():
     assert worker._thread not in threading.enumerate()
     with pytest.raises(ValueError, match="waiting"):
         Worker(0)
+
+
+def test_who_left_takes_no_place_in_the_line_and_who_waits_at_the_end_is_told():
+    import asyncio
+
+    async def use():
+        worker, gate = Worker(2), threading.Event()
+        held = worker.submit(lambda job: gate.wait(60) and job.tell("done"))
+        await asyncio.to_thread(wait_for, lambda: worker.ahead == 0)
+        gone = [worker.submit(lambda job: job.tell("late")) for _ in range(2)]
+        with pytest.raises(Busy, match="2 requests wait"):
+            worker.submit(lambda job: None)
+        for job in gone:
+            job.cancelled.set()
+        assert worker.ahead == 0
+        waiting = [asyncio.create_task(worker.ask(lambda: 5)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert worker.ahead == 2
+        closing = asyncio.create_task(asyncio.to_thread(worker.close))
+        for task in waiting:
+            with pytest.raises(Stopped, match="ended"):
+                await task
+        with pytest.raises(Stopped, match="ended"):
+            await worker.ask(lambda: 5)
+        gate.set()
+        await closing
+        assert [event async for event in held.results()] == ["done"], "the job at work is finished"
+        assert [event async for event in gone[0].results()] == []
+
+    asyncio.run(asyncio.wait_for(use(), 60))

@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -65,7 +65,7 @@ class Choosing(Asking):
 class Looking(Asking):
     """source: the lines of a finished poem."""
 
-    source: list[str] = Field(max_length=8)
+    source: list[Annotated[str, Field(max_length=20)]] = Field(max_length=8)
 
 
 def router(assistant: Assistant | None, missing: str, worker: Worker) -> APIRouter:

@@ -1,7 +1,8 @@
 """The server behind `dlopt app`: pages, their requests, and the bounds on what may be asked.
 
 It listens on this machine only unless told otherwise, asks no other host for anything, executes nothing that it is
-sent, and answers every error with {"error": a sentence in Chinese}.
+sent, and answers every error with {"error": a sentence in Chinese}; only a Host header that is not its own name, and
+bytes that are not HTTP, get a plain line in English from the framework.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from dlopt.apps import poem
-from dlopt.apps.worker import WAITING, Busy, Worker
+from dlopt.apps.worker import WAITING, Busy, Stopped, Worker
 from dlopt.poetry.assistant import Assistant
 from dlopt.poetry.wish import Refused
 
@@ -55,8 +56,8 @@ def create(
 
     app = FastAPI(title="dlopt", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.include_router(poem.router(assistant, missing, worker))
-    app.add_middleware(Bounded)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[_bracketed(h) for h in hosts])
+    app.add_middleware(Bounded)  # the last added is the outermost
     index = _page("index").replace("<!-- pages -->", "\n".join(map(_entry, PAGES)))
     for path, text in (("/", index), *((path, _page(path[1:])) for path, _, _ in PAGES)):
         app.add_api_route(path, _answer(text), methods=["GET"], response_class=HTMLResponse)
@@ -64,6 +65,7 @@ def create(
 
     app.exception_handler(Refused)(lambda request, error: poem.refused(error, 422))
     app.exception_handler(poem.NotReady)(lambda request, error: poem.refused(error, 503))
+    app.exception_handler(Stopped)(lambda request, error: _error(503, "服务正在停止，请稍后再试"))
     app.exception_handler(Busy)(lambda request, error: _error(503, f"请求太多，已有{waiting}个在排队，请稍后再试"))
     app.exception_handler(RequestValidationError)(lambda request, error: _error(422, _invalid(error)))
 
@@ -73,7 +75,9 @@ def create(
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return _error(500, f"服务器内部出错（{type(error).__name__}），请再试一次")
+        answer = _error(500, f"服务器内部出错（{type(error).__name__}），请再试一次")
+        answer.raw_headers.extend(GUARDS)  # it is made outside of `Bounded`
+        return answer
 
     return app
 
@@ -103,9 +107,15 @@ class Bounded:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *GUARDS]
+            await send(message)
+
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         if not stated.isdigit() or int(stated) > BODY:
-            await _error(413, STATUS[413])(scope, receive, send)
+            await _error(413, STATUS[413])(scope, receive, guarded)
             return
         body, more = b"", True
         while more:
@@ -114,7 +124,7 @@ class Bounded:
                 return  # the client has gone
             body, more = body + message.get("body", b""), message.get("more_body", False)
             if len(body) > BODY:
-                await _error(413, STATUS[413])(scope, receive, send)
+                await _error(413, STATUS[413])(scope, receive, guarded)
                 return
         given = False
 
@@ -124,11 +134,6 @@ class Bounded:
                 return await receive()  # waits for the client to leave
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *GUARDS]
-            await send(message)
 
         await self.app(scope, replay, guarded)
 

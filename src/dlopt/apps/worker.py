@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,6 +17,10 @@ _END = object()
 
 class Busy(RuntimeError):
     """So many jobs wait already that no other is taken."""
+
+
+class Stopped(Busy):
+    """The worker ended, or the job was cancelled, before the work was done."""
 
 
 class Job:
@@ -59,44 +63,57 @@ class Worker:
     def __init__(self, waiting: int = WAITING) -> None:
         if waiting < 1:
             raise ValueError(f"waiting must be at least 1, got {waiting}")
-        self._jobs: queue.Queue[Job | None] = queue.Queue(waiting)
+        self._most, self._jobs, self._closed = waiting, deque[Job](), False
+        self._changed = threading.Condition()  # guards the line and `_closed`
         self._thread = threading.Thread(target=self._run, name="dlopt-worker", daemon=True)
         self._thread.start()
 
     @property
     def ahead(self) -> int:
-        """About how many jobs wait."""
-        return self._jobs.qsize()
+        """How many jobs wait that were not cancelled."""
+        with self._changed:
+            return sum(not job.cancelled.is_set() for job in self._jobs)
 
     def submit(self, work: Callable[[Job], None]) -> Job:
-        """Put work in line; call it from the event loop. `Busy` if the line is full."""
+        """Put work in line; call it from the event loop. `Busy` if the line is full, `Stopped` after `close`."""
         job = Job(work, asyncio.get_running_loop())
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            raise Busy(f"{self._jobs.maxsize} requests wait already") from None
+        with self._changed:
+            if self._closed:
+                raise Stopped("the worker has ended")
+            for left in [job for job in self._jobs if job.cancelled.is_set()]:
+                self._jobs.remove(left)  # whose reader has gone takes no place in the line
+                left.run()  # does nothing but end its results
+            if len(self._jobs) >= self._most:
+                raise Busy(f"{self._most} requests wait already")
+            self._jobs.append(job)
+            self._changed.notify()
         return job
 
     async def ask(self, work: Callable[[], Any]) -> Any:
-        """The value of one call, done in turn."""
-        (found,) = [found async for found in self.submit(lambda job: job.tell(work())).results()]
-        return found
+        """The value of one call, done in turn. `Stopped` if the worker is closed before its turn."""
+        found = [found async for found in self.submit(lambda job: job.tell(work())).results()]
+        if not found:
+            raise Stopped("the worker ended before the work was done")
+        return found[0]
 
     def close(self) -> None:
         """Refuse what still waits, and end the thread after the job at work."""
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                break
-            if job is not None:
+        with self._changed:
+            self._closed = True
+            while self._jobs:
+                job = self._jobs.popleft()
                 job.cancelled.set()
                 job.run()
-        self._jobs.put(None)
+            self._changed.notify()
         self._thread.join(timeout=10)
 
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            return self._jobs.popleft() if self._jobs else None
+
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             try:
                 job.run()
             except BaseException:  # the thread must live, whatever a job does
