@@ -1,8 +1,15 @@
 """Settings for all tests: one thread, no network home of anything, a private cache, and nothing inherited."""
 
+import contextlib
 import os
+import warnings
 
 import pytest
+
+# torch.compile imports it, and it complains where another package imported distutils before
+with contextlib.suppress(ImportError), warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import setuptools  # noqa: F401
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("DLOPT_RESULTS", "DLOPT_CHECKPOINT_SECONDS"):

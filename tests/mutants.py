@@ -419,10 +419,12 @@ def survives(mutant: Mutant) -> str:
         if text.count(mutant.old) != 1:
             return f"the line to change stands {text.count(mutant.old)} times in {mutant.file}: mend the mutant"
         path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        data = os.environ.get("DLOPT_DATA")  # as seen from here, not from the copy
+        where = {"PYTHONPATH": str(copy / "src")} | ({"DLOPT_DATA": str(Path(data).resolve())} if data else {})
         command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", mutant.test]
         done = subprocess.run(
             command + (["-k", mutant.only] if mutant.only else []),
-            cwd=copy, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(copy / "src")},
+            cwd=copy, capture_output=True, text=True, env=os.environ | where,
         )  # fmt: skip
         # 1: tests ran and some failed. Anything else (no test found, an error of the runner) shows nothing
         return (

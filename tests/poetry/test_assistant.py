@@ -11,7 +11,7 @@ from dlopt.poetry.assistant import Assistant, Cancelled
 from dlopt.poetry.corpus import prepare
 from dlopt.poetry.layout import TITLE, prefix
 from dlopt.poetry.patterns import FORMS
-from dlopt.poetry.rhymebook import level_groups, tones
+from dlopt.poetry.rhymebook import level_groups, rhymes, tones
 from dlopt.poetry.sample import sample_poems
 from dlopt.poetry.script import simplified
 from dlopt.poetry.wish import Refused, Wish
@@ -257,3 +257,29 @@ def test_titles_reach_the_model(assistant):
     assert (plain.title, titled.title) == ("", "秋山")
     assert titled.free_logprob != plain.free_logprob or titled.source != plain.source
     assert replace(titled, title="") != plain
+
+
+def test_given_characters_are_shown_as_they_were_written(assistant):
+    have = assistant.vocabulary.chars
+    pairs = [("迴", "回"), ("羣", "群"), ("牀", "床"), ("峯", "峰"), ("烟", "煙"), ("窓", "窗"), ("裏", "裡")]
+    pairs += [(b, a) for a, b in pairs]
+    own, other = next((a, b) for a, b in pairs if a not in have and assistant._known(a) == b)
+    strokes = []
+    wish = Wish("藏头诗", own + "春風月", script="traditional")
+    (poem,) = assistant.write(wish, seed=1, stream=strokes.append)
+    assert (poem.lines[0][0], poem.source[0][0]) == (own, other)
+    assert "".join(s.char for s in strokes) == "".join(poem.lines)
+
+
+def test_a_character_of_other_readings_is_never_put_for_one_of_the_user(assistant):
+    for char in second.table():
+        known = assistant._known(char)
+        assert not known or rhymes(known) == rhymes(char), (char, known)
+
+
+def test_what_the_model_cannot_read_of_a_title_is_named(assistant):
+    (poem,) = assistant.write(Wish(title="秋龘"), seed=1)
+    assert poem.title == "秋"
+    assert any("龘" in note.message for note in poem.notes)
+    with pytest.raises(Refused, match="龘"):
+        assistant.write(Wish(title="龘"))

@@ -129,6 +129,13 @@ def test_simplified_text_is_judged_alike():
         assert report.rhyme == check(text).rhyme
 
 
+def test_three_level_ends_are_only_named_where_the_last_can_be_level():
+    (fault,) = (
+        f for f in check("千山鳥飛絕，萬徑人蹤滅。孤舟蓑笠翁，獨釣寒江雪。").faults if f.line == 2 and f.position == 3
+    )
+    assert (fault.kind, fault.char) == ("平仄", "人")
+
+
 def test_departures_are_noted():
     notes = check(
         "離離原上草，一歲一枯榮。野火燒不盡，春風吹又生。遠芳侵古道，晴翠接荒城。又送王孫去，萋萋滿別情。"

@@ -64,7 +64,9 @@ def changed(path, **values):
         ({"specials": ["<pad>"]}, "special"),
         ({"characters": "山水"}, "characters"),
         ({"config": {"vocabulary": 7, "depth": 3}}, "depth"),
-        ({"config": {"vocabulary": 50}}, "RuntimeError"),
+        ({"config": {"vocabulary": 50}}, "has the shape"),
+        ({"config": {"vocabulary": 50, "layers": 10**9}}, "1,000,000,000 layers, but only"),
+        ({"config": {"vocabulary": 50, "width": 2**20}}, "has the shape"),  # of terabytes
     ],
 )
 def test_a_foreign_file_is_named_and_refused(saved, values, says):

@@ -12,7 +12,7 @@ from dlopt.poetry import ProsodyConstraint, Request, Vocabulary, acrostic, conti
 from dlopt.poetry.patterns import FORMS
 from dlopt.poetry.rhymebook import find_group, members, rhymes
 from dlopt.poetry.tables import Tables
-from dlopt.transformer.decoding import generate
+from dlopt.transformer.decoding import beam_search, generate
 from tests.poetry import second_checker as second
 
 # some of every group, more of the level ones: about 900 characters. 囍 is in no group
@@ -323,3 +323,29 @@ def test_a_regular_first_line_is_taken_for_its_own_kind():
     assert all(
         second.answers(*lines, "lenient") and second.letter(lines[1][1]) != "P" for lines in lines_of(odd, tokens)
     )
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_it_serves_beam_search(beams):
+    """A line that is given leaves fewer texts than beams; each request has its own rows."""
+    asked = [Request("五绝", ("白日依山盡",)), Request("五绝", rhyme="東")]
+    constraint = ProsodyConstraint(VOCABULARY, asked, start=2, tables=TABLES)
+    weights = torch.randn(len(VOCABULARY), len(VOCABULARY), generator=torch.Generator().manual_seed(0))
+
+    class Step:
+        def __call__(self, tokens):
+            return 3 * weights[tokens[:, -1]]
+
+        def reorder(self, rows):
+            pass
+
+    prompt = torch.tensor([[VOCABULARY.bos, VOCABULARY.id("<五绝>")]] * 2)
+    found = beam_search(Step(), prompt, constraint.length, beams, processors=[constraint], eos=VOCABULARY.eos)
+    for beam in range(beams):
+        given, rhymed = lines_of(constraint, torch.cat([prompt, found.tokens[:, beam]], 1))
+        assert given[0] == "白日依山盡"
+        assert second.right(given)
+        assert second.right(rhymed)
+        assert find_group("東") in second.level(rhymed[3][-1])
+    with pytest.raises(ValueError, match="3 rows for 2 requests"):
+        constraint.allowed(prompt[[0, 0, 1]])

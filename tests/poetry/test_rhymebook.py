@@ -56,6 +56,7 @@ def test_both_scripts():
     assert rhymes("后", "simplified") == rhymes("后") | rhymes("後")
     assert rhymes("爲") == rhymes("為") != frozenset()
     assert rhymes("迴") == rhymes("回")
+    assert rhymes("嘆") == rhymes("歎") == {"上平聲十四寒", "去聲十五翰"}
     assert simplified("龍飛鳳舞") == "龙飞凤舞"
     assert traditional("龙飞凤舞") == "龍飛鳳舞"
     assert (script_of("龙飞"), script_of("龍飛"), script_of("明月")) == ("simplified", "traditional", "traditional")

@@ -185,3 +185,37 @@ def test_wrong_requests_are_refused():
         beam_search(DecoderStep(model), prompt, 0, 2)
     with pytest.raises(ValueError, match="no continuation of row 0 is allowed"):
         beam_search(model, prompt, 3, 2, processors=[lambda logits, text: torch.full_like(logits, -math.inf)])
+
+
+class Flat:
+    """A step that finds all tokens alike, for any rows."""
+
+    def __call__(self, new):
+        return torch.zeros(len(new), 4)
+
+    def reorder(self, rows):
+        pass
+
+
+def test_processors_never_see_forbidden_text():
+    """Fewer texts are allowed than there are beams, and rows end at different times."""
+    allowed = {0: [(1, 2, EOS)], 2: [(1, 1, 1, EOS), (1, 2, 1, 0)]}  # by the prompt
+
+    def only(logits, text):
+        out = torch.full_like(logits, -math.inf)
+        for i, (first, *rest) in enumerate(text.tolist()):
+            done = [words for words in allowed[first] if words[: len(rest)] == tuple(rest[: len(words)])]
+            assert done, f"{rest} is forbidden after {first}"
+            for words in done:
+                out[i, words[len(rest)] if len(rest) < len(words) else 0] = 0
+        return out
+
+    found = beam_search(Flat(), torch.tensor([[0], [2]]), 4, 3, processors=[only], eos=EOS)
+    assert found.tokens[0].tolist() == [[1, 2, EOS, 0], [0] * 4, [0] * 4]
+    assert {tuple(text) for text in found.tokens[1].tolist()} == {*allowed[2], (0, 0, 0, 0)}
+    assert found.log_probs.isfinite().sum(1).tolist() == [1, 2]
+    with pytest.raises(ValueError, match="no continuation of row 1 is allowed"):
+        beam_search(
+            Flat(), torch.tensor([[0], [2]]), 4, 3,
+            processors=[lambda logits, text: logits.masked_fill((text[:, :1] == 2) & (text.shape[1] > 2), -math.inf)],
+        )  # fmt: skip

@@ -277,3 +277,11 @@ def test_half_precision_is_decoded_in_float32():
     model, prompt = Decoder(config()).bfloat16().eval(), tokens(2, 3)
     assert generate(model, prompt, 4).log_probs.dtype == torch.float32
     assert beam_search(model, prompt, 4, 2).scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 1e-320])
+def test_a_tiny_temperature_is_greedy(temperature):
+    logits = torch.tensor([-3.0, 2.0, -math.inf, 1.9])
+    found = generate(fixed(logits), PROMPT, 4, temperature=temperature, top_p=0.9, eos=0)
+    assert found.tokens.tolist() == [[1] * 4] * 2
+    assert not found.drawn.any()

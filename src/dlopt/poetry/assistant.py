@@ -19,6 +19,7 @@ from dlopt.poetry.checkpoint import Checkpoint
 from dlopt.poetry.constrained import ProsodyConstraint
 from dlopt.poetry.layout import prefix
 from dlopt.poetry.patterns import Form, find_form
+from dlopt.poetry.rhymebook import members, rhymes
 from dlopt.poetry.script import each_simplified
 from dlopt.poetry.tables import Tables
 from dlopt.poetry.vocabulary import PUNCTUATION, SPECIALS
@@ -63,10 +64,10 @@ class Assistant:
         self.tables = Tables(self.vocabulary)
         chars = self.vocabulary.chars
         self._simple = dict(zip(chars, each_simplified("".join(chars)), strict=True))
-        self._same: dict[str, str] = {}  # {simplified form: the commonest character that has it and a tone}
+        self._same: dict[str, str] = {}  # {simplified form: the characters that have it and a tone, commonest first}
         for char in chars:
             if self.vocabulary.id(char) in self.tables.tones:
-                self._same.setdefault(self._simple[char], char)
+                self._same[self._simple[char]] = self._same.get(self._simple[char], "") + char
 
     def understand(self, wish: Wish) -> Asked:
         """The wish in the model's terms; `Refused` with a sentence if it cannot be met, before anything is written."""
@@ -128,10 +129,11 @@ class Assistant:
             if stopped():
                 raise Cancelled
             if stream is not None and best_of == 1 and layout[at[0]] < 0:
-                line, place = divmod(sum(item < 0 for item in layout[: at[0]]), form.length)
+                number = sum(item < 0 for item in layout[: at[0]])
+                line, place = divmod(number, form.length)
                 for n, token in enumerate(tokens.tolist()):
-                    char = self.vocabulary.tokens[token]
-                    stream(Stroke(n, line, place, self._display(char, asked.script), self._mark(token)))
+                    char = self._display(asked.typed(number, self.vocabulary.tokens[token]), asked.script)
+                    stream(Stroke(n, line, place, char, self._mark(token)))
             at[0] += 1
 
         prompt = torch.tensor([head] * (count * best_of))
@@ -247,10 +249,16 @@ class Assistant:
         return describe(asked, tuple(source), masked, free, lambda char: self._display(char, asked.script))
 
     def _known(self, char: str) -> str:
-        """The character of the vocabulary for a traditional one: itself, or another form of the same; '' if none."""
+        """The character of the vocabulary for a traditional one; '' if there is none.
+
+        Itself, or a variant of the same readings: 幹 and 干 are two characters. A simplified one that the table of
+        rhymes does not list, such as 饥 among traditional ones, is read as the commonest that it stands for.
+        """
         if char in self._simple and self.vocabulary.id(char) in self.tables.tones:
             return char
-        return self._same.get(each_simplified(char)[0], "")
+        options = self._same.get(each_simplified(char)[0], "")
+        listed = any(char in group for group in members().values())
+        return next((c for c in options if not listed or rhymes(c) == rhymes(char)), "")
 
     def _display(self, char: str, script: str) -> str:
         return self._simple.get(char, char) if script == "simplified" else char

@@ -109,7 +109,9 @@ def load(path: str | Path) -> Checkpoint:
                 f"it has the format {about['format']!r}, made with other special tokens or another version"
             )
         vocabulary = Vocabulary(about["characters"])
-        model = Decoder(TransformerConfig.from_dict(about["config"]))
+        config = TransformerConfig.from_dict(about["config"])
+        _compare(config, tensors)
+        model = Decoder(config)
         model.load_state_dict(tensors)
         if model.config.vocabulary != len(vocabulary):
             raise ValueError(f"it has {model.config.vocabulary} tokens but {len(vocabulary)} characters and marks")
@@ -120,6 +122,18 @@ def load(path: str | Path) -> Checkpoint:
             f"{path} is no model of poems that this version reads ({type(error).__name__}: {text})"
         ) from error
     return Checkpoint(model.eval(), vocabulary, card)
+
+
+def _compare(config: TransformerConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """ValueError unless a model of this shape has these tensors; before anything of that size is made."""
+    if config.layers > len(tensors):  # each layer has several
+        raise ValueError(f"{config.layers:,} layers, but only {len(tensors)} tensors")
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in Decoder(config).state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(f"{name} has the shape {found.get(name)}, the model's is {wanted.get(name)}")
 
 
 def find(*places: str | Path | None) -> Checkpoint:

@@ -37,7 +37,8 @@ class ProsodyConstraint:
 
     Args:
         vocabulary: of the model.
-        requests: one for each row, or one for all rows.
+        requests: one for each row, or one for all rows. Where rows are a multiple of the requests, as with beams, those
+            of one request stand together.
         start: how many tokens stand before the poem's first in `tokens_bt` (bos, the form's token); at least 0.
         skip_lines: lines at the beginning that are not among the tokens, since the model reads them elsewhere (the
             source of a `Seq2Seq`); they must be given whole.
@@ -69,7 +70,7 @@ class ProsodyConstraint:
         self.plans = [plans[request] for request in self.requests]
         self.layouts = [self._layout(request, skip_lines, punctuation) for request in self.requests]
         self._first = [self._skip(plan, skip_lines) for plan in self.plans]
-        self._seen: dict[int, tuple[list[int], State]] = {}
+        self._seen: dict[tuple[int, int], tuple[list[int], State]] = {}
 
     @property
     def length(self) -> int:
@@ -89,17 +90,21 @@ class ProsodyConstraint:
     def allowed(self, tokens_bt: Tensor) -> Tensor:
         """bool (b, V): what may come after tokens (b, t). ValueError if they already break the rules."""
         rows = tokens_bt.tolist()
-        if len(self.requests) not in (1, len(rows)):
-            raise ValueError(f"{len(rows)} rows for {len(self.requests)} requests; one request, or one for each row")
-        return torch.stack([self._row(r, tokens[self.start :]) for r, tokens in enumerate(rows)])
+        if len(rows) % len(self.requests):
+            raise ValueError(
+                f"{len(rows)} rows for {len(self.requests)} requests; one request, or as many rows for each request"
+            )
+        beams = len(rows) // len(self.requests)
+        return torch.stack([self._row(r // beams, r % beams, t[self.start :]) for r, t in enumerate(rows)])
 
     def cost(self, logits_bnv: Tensor, tokens_bt: Tensor) -> Cost:
         """The cost of finished poems. logits_bnv[:, i]: the model's own, for the token tokens_bt[:, start + i]."""
         free = masked = torch.zeros(len(tokens_bt), dtype=torch.float64)
+        beams = max(1, len(tokens_bt) // len(self.requests))
         for i in range(min(logits_bnv.shape[1], tokens_bt.shape[1] - self.start)):
             before, chosen = tokens_bt[:, : self.start + i], tokens_bt[:, self.start + i]
             logits = logits_bnv[:, i].double().cpu()
-            live = torch.tensor([i < len(self._of(r)[1]) for r in range(len(tokens_bt))])  # what follows eos is free
+            live = torch.tensor([i < len(self.layouts[r // beams]) for r in range(len(tokens_bt))])  # after eos: free
             pair = []
             for scores in (logits, self(logits, before)):
                 found = scores.log_softmax(-1).gather(1, chosen[:, None].cpu())[:, 0]
@@ -123,20 +128,20 @@ class ProsodyConstraint:
     def _of(self, row: int) -> tuple[Plan, list[int]]:
         return self.plans[self._index(row)], self.layouts[self._index(row)]
 
-    def _row(self, row: int, tokens: list[int]) -> Tensor:
-        plan, layout = self._of(row)
+    def _row(self, request: int, beam: int, tokens: list[int]) -> Tensor:
+        plan, layout = self.plans[request], self.layouts[request]
         place = len(tokens)
         if place >= len(layout) or layout[place] >= 0:
             mask = torch.zeros(len(self.vocabulary), dtype=torch.bool)
             mask[self.vocabulary.pad if place >= len(layout) else layout[place]] = True
             return mask
-        before, state = self._seen.get(row, ([], self._first[self._index(row)]))
+        before, state = self._seen.get((request, beam), ([], self._first[request]))
         if tokens[: len(before)] != before:  # rows were put in another order: begin again
-            before, state = [], self._first[self._index(row)]
+            before, state = [], self._first[request]
         for i in range(len(before), place):
             if layout[i] < 0:
                 state = plan.advance(state, tokens[i])
-        self._seen[row] = (tokens, state)
+        self._seen[request, beam] = (tokens, state)
         return plan.allowed(state)
 
     def _layout(self, request: Request, skip_lines: int, punctuation: bool) -> list[int]:

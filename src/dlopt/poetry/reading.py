@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dlopt.poetry.patterns import LINES, Couplet, Form, couplets, start
-from dlopt.poetry.rhymebook import level_rhymes, tones
+from dlopt.poetry.rhymebook import LEVEL, level_rhymes, tones
 
 EITHER = frozenset("平仄")
 
@@ -143,7 +143,7 @@ def _misfits(reading: Reading, i: int, kind: str, places: tuple[int, ...], shape
     if kind == "B" and [reading.only(o + q) for q in (0, 2)] == ["仄", "仄"] and not set(places) - {o, o + 2}:
         message = f"第{i + 1}句孤平：第{o + 1}字「{text[o]}」仄而第{o + 3}字「{text[o + 2]}」未以平声救"
         return [Fault("孤平", i + 1, o + 1, text[o], message)]
-    if kind == "A" and places == (o + 2,):
+    if kind == "A" and places == (o + 2,) and LEVEL in reading.tones[-1]:
         message = f"第{i + 1}句三平尾：末三字「{text[o + 2 :]}」皆平"
         return [Fault("三平尾", i + 1, o + 3, text[o + 2], message)]
     found = []

@@ -45,12 +45,22 @@ class Wish:
 
 @dataclass(frozen=True)
 class Asked:
-    """A wish in the model's terms. request: for the constraint, in the vocabulary's characters. title: likewise."""
+    """A wish in the model's terms. request: for the constraint, in the vocabulary's characters. title: likewise.
+
+    own: the given characters, place by place, before variants of the vocabulary were put for them; '' if script is
+    simplified, where variants look alike. unread: characters of the title that the model does not know.
+    """
 
     kind: str
     request: Request
     title: str
     script: str
+    own: str = ""
+    unread: str = ""
+
+    def typed(self, place: int, char: str) -> str:
+        """How a character that stands in a place is to be shown: as the user wrote it, where it is the user's."""
+        return self.own[place] if self.own and self.request.characters[place] == char else char
 
     @property
     def given(self) -> tuple[bool, ...]:
@@ -86,14 +96,20 @@ def understand(wish: Wish, known: Callable[[str], str]) -> Asked:
         if not is_han(char):
             raise Refused(f"「{_shown(char)}」不是汉字：请只写汉字，不要写字母、数字或表情符号")
     seen = script_of("".join((*lines, title)))
+    plain = tuple(_traditional(line, seen) for line in lines)
     lines = tuple(_translated(line, seen, known) for line in lines)
-    title = "".join(known(c) for c in _traditional(title, seen))
+    wanted = list(zip(_traditional(title, seen), title, strict=True))
+    title = "".join(known(char) or known(own) for char, own in wanted)
+    unread = "".join(own for char, own in wanted if not (known(char) or known(own)))
+    if unread and not title:
+        raise Refused(f"模型不认识题目里的「{_shown(unread)}」，请换一个题目")
     form, given = _given(kind, length, lines)
     rhyme = _rhyme(wish.rhyme)
     first = False if kind == "对联" else None
     request = Request(form, given, rhyme=rhyme, first_rhymes=first, judge_given=False)
     script = _script(wish, seen)
-    return Asked(kind, request, title, script)
+    own = Request(form, _given(kind, length, plain)[1]).characters if script == "traditional" else ""
+    return Asked(kind, request, title, script, own, unread)
 
 
 def refusal(error: ValueError, asked: Asked) -> Refused:
@@ -174,7 +190,7 @@ def _translated(line: str, script: str, known: Callable[[str], str]) -> str:
     for char, own in zip(_traditional(line, script), line, strict=True):
         one = known(char) or known(own)
         if not one:
-            raise Refused(f"「{_shown(own)}」不在字表里，或韵书未收它的平仄，请换一个字")
+            raise Refused(f"「{_shown(own)}」不在字表里，或韵书未收它的平仄，也没有读音相同的异体可代，请换一个字")
         found += one
     return found
 

@@ -75,6 +75,7 @@ def describe(
     def told(faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
         return tuple(Fault(shown(f.kind), f.line, f.position, shown(f.char), shown(f.message)) for f in faults)
 
+    unread = (Fault("题目", 0, 0, "", f"模型不认识题目中的「{asked.unread}」，写作时略去"),) if asked.unread else ()
     kinds = report.kinds
     last = form.length - 1
     ends = [i for i in range(form.lines) if i % 2 or (kinds and kinds[0] in "AB" and i == 0)]
@@ -83,7 +84,10 @@ def describe(
     return Poem(
         kind=asked.kind,
         form=form.name,
-        lines=tuple("".join(map(display, line)) for line in source),
+        lines=tuple(
+            "".join(display(asked.typed(i * form.length + j, char)) for j, char in enumerate(line))
+            for i, line in enumerate(source)
+        ),
         source=source,
         title="".join(map(display, asked.title)),
         rhyme=shown(report.rhyme),
@@ -93,7 +97,7 @@ def describe(
         rhyming=rhyming if len(rhyming) > 1 or form.lines == 2 else (),
         given=tuple(mask[i : i + form.length] for i in range(0, form.size, form.length)),
         faults=told(report.faults),
-        notes=told(report.notes),
+        notes=(*unread, *told(report.notes)),
         logprob=logprob,
         free_logprob=free_logprob,
         script=asked.script,

@@ -97,7 +97,13 @@ def beam_search(
         gain = controls(raw, tokens) - raw.logsumexp(-1, keepdim=True)
         total = (alive[..., None] + gain.view(rows, -1, gain.shape[-1])).flatten(1)
         best, place = total.topk(min(2 * beams, total.shape[1]), dim=1)
-        chosen, parent = place % gain.shape[-1], place // gain.shape[-1]
+        ended = best[:, :1] == -math.inf  # nothing more is allowed in the row
+        stuck = ended[:, 0] & (found.count == 0)
+        if stuck.any():
+            raise ValueError(f"no continuation of row {int(stuck.nonzero()[0])} is allowed")
+        # what goes on for such a row is its best beam and pad, so that processors never see forbidden text
+        chosen = (place % gain.shape[-1]).masked_fill(ended, pad)
+        parent = (place // gain.shape[-1]).masked_fill(ended, 0)
         ends = chosen == eos if eos is not None else torch.zeros_like(chosen, dtype=torch.bool)
         origin = parent + torch.arange(rows, device=parent.device)[:, None] * alive.shape[1]
         grown = torch.cat((tokens[origin], chosen[..., None]), dim=-1)  # (b, m, t)
@@ -106,6 +112,9 @@ def beam_search(
         kept = ends & first & ~finished[:, None]
         found.add(grown[..., start:], best.masked_fill(~kept, -math.inf))
         alive, order = best.masked_fill(ends, -math.inf).topk(min(beams, best.shape[1]), dim=1)
+        # a dead beam carries the text of a living one; where none lives, that of the best finished one
+        lead = order[:, :1].masked_fill(alive[:, :1] == -math.inf, 0)
+        order = torch.where(alive == -math.inf, lead, order)
         tokens = grown.gather(1, order[..., None].expand(-1, -1, grown.shape[-1])).flatten(0, 1)
         finished = (found.count >= beams) | (alive == -math.inf).all(1)
         if finished.all():
@@ -120,4 +129,5 @@ def beam_search(
     lost = found.scores[:, 0] == -math.inf
     if lost.any():
         raise ValueError(f"no continuation of row {int(lost.nonzero()[0])} is allowed")
-    return Beams(found.tokens, found.log_probs, found.scores)
+    tokens = found.tokens.masked_fill((found.log_probs == -math.inf)[..., None], pad)
+    return Beams(tokens, found.log_probs, found.scores)

@@ -95,7 +95,9 @@ def generate(
             chosen = logits.argmax(-1)
             weighed = torch.zeros_like(raw[:, 0])
         else:
-            logits = logits / temperature
+            # the largest is 0 whatever the temperature, which may be too small for a quotient or for the dtype
+            logits = logits - logits.amax(-1, keepdim=True)
+            logits = torch.where(logits == 0, 0, logits / temperature)
             logits = logits if top_k is None else keep_k(logits, top_k)
             logits = logits if top_p is None else keep_p(logits, top_p)
             chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
