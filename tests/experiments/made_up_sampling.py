@@ -15,7 +15,7 @@ from dlopt.lab.experiment import Earlier, Experiment, Pending, resolved
 from dlopt.lab.record import Record, plain
 from dlopt.lab.study import Results
 
-PARTS = ("lasso", "logistic", "theory", "vision")
+PARTS = ("lasso", "logistic", "theory", "vision")  # those that judge questions
 LEVEL = {  # lg suboptimality, lower is better
     "with-replacement": -2.0, "importance": -2.6, "importance:row norms": -2.4, "importance:online": -2.5,
     "fixed-order": -2.7, "shuffle-once": -3.0, "random-reshuffling": -3.4, "class-blocks": -1.5,
@@ -107,7 +107,12 @@ def vision_run(cfg: Any, level: Mapping[str, float]) -> tuple[dict[str, Any], di
     return summary, curve
 
 
-RUNS = {"lasso": lasso_run, "logistic": logistic_run, "theory": theory_run, "vision": vision_run}
+def variance_run(cfg: Any, level: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {"variance_ratio": 0.5, "log_variance_ratio": -0.3, "skew": 70.0}, {}
+
+
+RUNS = {"lasso": lasso_run, "logistic": logistic_run, "theory": theory_run, "variance": variance_run,
+        "vision": vision_run}  # fmt: skip
 
 
 def results(
@@ -133,7 +138,7 @@ def results(
 
 
 def every(**more: Any) -> dict[str, Results]:
-    return {f"sampling/{part}": results(part, **more) for part in PARTS}
+    return {f"sampling/{part}": results(part, **more) for part in RUNS}
 
 
 assert set(lasso.SERIES) < set(LEVEL)

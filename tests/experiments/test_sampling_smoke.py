@@ -21,7 +21,7 @@ from dlopt.lab.run import Settings, execute
 from dlopt.lab.study import Study, collect
 
 
-@pytest.mark.parametrize("part", ["lasso", "logistic", "theory", "vision"])
+@pytest.mark.parametrize("part", ["lasso", "logistic", "theory", "variance", "vision"])
 def test_the_smoke_stages_run_end_to_end(part: str, tmp_path: Path) -> None:
     study = Study(experiments.load(f"sampling/{part}"), "smoke")
     plans = study.conduct(Settings(tmp_path))
@@ -39,6 +39,10 @@ def test_the_smoke_stages_run_end_to_end(part: str, tmp_path: Path) -> None:
         assert all(r.summary["gap"] <= lasso.GAP and r.summary["skew"] > 1 for r in final)
         by = {(series_of(r.config), r.config["data"]): r.summary["log_suboptimality"] for r in final}
         assert by["saga", "diabetes"] < by["with-replacement", "diabetes"]
+    if part == "variance":  # by Cauchy and Schwarz nothing beats the gradients' norms, here mixed with uniform draws
+        ratio = {(r.config["data"], r.config["by"]): r.summary["variance_ratio"] for r in final}
+        assert len(ratio) == 6
+        assert all(ratio[d, "norms"] < min(1, ratio[d, by]) for d, by in ratio if by != "norms")
     if part == "vision":
         norm = [r for r in final if not r.config["task"].endswith("group")]
         assert all("recalibrated_test_accuracy" in r.summary for r in norm)

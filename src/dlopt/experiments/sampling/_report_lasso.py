@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,6 +62,7 @@ def present(results: Results) -> Presentation:
     }
     shown.tables["sets"] = _set_table(final, order)
     shown.tables["main"] = figure_table(sets, ROWS, FIGURE, "fixed:2")
+    shown.tables["distance"] = figure_table(sets, ROWS, "log_distance", "fixed:2")
     shown.tables["support"] = figure_table(sets, ROWS, "support_share", "percent:0")
     shown.tables["steps"] = setting_table(sets, ROWS[:-1], "step")
     shown.tables["tests"] = _tests(sets)
@@ -79,11 +80,12 @@ def present(results: Results) -> Presentation:
 
 def _figures(shown: Presentation, results: Results, final: Sequence[Record]) -> None:
     final = drawable(final, "suboptimality")
+    panel = _with_skew(final)
     chosen = [r for r in final if series(r) in MAIN]
     for name, wanted in (("curves_a", DATA[:3]), ("curves_b", DATA[3:])):
         mine = [r for r in chosen if r.config["data"] in wanted or (r.config["data"] not in DATA and name[-1] == "a")]
         if mine:
-            shown.figures[name] = panels(mine, ("epoch", "数据遍数"), "suboptimality", _set_of, log_y=True, height=2.9)
+            shown.figures[name] = panels(mine, ("epoch", "数据遍数"), "suboptimality", panel, log_y=True, height=2.9)
     timed = [
         replace(r, curve={**r.curve, "seconds": r.curve["solver_seconds"]})
         for r in final
@@ -92,7 +94,7 @@ def _figures(shown: Presentation, results: Results, final: Sequence[Record]) -> 
     ]
     if timed:
         shown.figures["time"] = panels(
-            timed, ("seconds", "求解时间（秒）"), "suboptimality", _set_of, log_x=True, log_y=True, height=2.7
+            timed, ("seconds", "求解时间（秒）"), "suboptimality", panel, log_x=True, log_y=True, height=2.7
         )
     tuned = [r for r in results.stages["tune"] if r.config["data"] == DATA[0] and series(r) in MAIN]
     tuned = tuned or [r for r in results.stages["tune"] if series(r) in MAIN]
@@ -112,6 +114,12 @@ def _figures(shown: Presentation, results: Results, final: Sequence[Record]) -> 
 
 def _set_of(record: Record) -> str:
     return str(record.config["data"])
+
+
+def _with_skew(records: Sequence[Record]) -> Callable[[Record], str]:
+    """A set's name and its skew max L / mean L, which stands beside every curve."""
+    known = {_set_of(r): f"（偏斜 {r.summary['skew']:.3g}）" for r in records if r.summary.get("skew")}
+    return lambda record: _set_of(record) + known.get(_set_of(record), "")
 
 
 def _set_table(final: Sequence[Record], order: Sequence[str]) -> Any:

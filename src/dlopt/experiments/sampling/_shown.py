@@ -144,7 +144,7 @@ def runs(results: Results, about: Mapping[str, str]) -> pd.DataFrame:
 
     rows = []
     for stage, records in results.stages.items():
-        seeds = sorted({int(r.config["seed"]) for r in records})
+        seeds = sorted({int(r.config["seed"]) for r in records if "seed" in r.config})
         numbers = "—" if not seeds else f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
         lost = sum(r.status == "diverged" for r in records)
         failed = sum(r.status not in ("done", "diverged") for r in records)
