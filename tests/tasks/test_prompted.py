@@ -234,6 +234,8 @@ def test_bad_input_is_a_sentence(gpt2):
         replace(TASKS["cb"], template="{premise} {hypothesis} c", answers=("a", "b", "c")).build(0, 4, model=gpt2)
     with pytest.raises(ValueError, match="objective takes vocabulary or answers, not 'mse'"):
         PromptedClassification("x", "sst2", "{sentence}", ("a", "b"), 0.5, objective="mse")
+    with pytest.raises(ValueError, match="source must not be train"):
+        replace(TASKS["sst2"], source="train")
     with pytest.raises(ValueError, match="train must be at least 1, got 0"):
         replace(TASKS["cb"], train=0)
 

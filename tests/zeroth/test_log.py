@@ -106,3 +106,21 @@ def test_other_formats_and_methods_are_refused(entry, value, message):
     optimizer.log.header[entry] = value
     with pytest.raises(ValueError, match=message):
         replay(net(torch.float32), optimizer.log)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "3",
+        '{"header": 1}',
+        '{"header": {}, "rows": 3}',
+        '{"rows": [1]}',
+        '{"rows": [{"seed": 1}]}',
+        '{"more": 1}',
+    ],
+)
+def test_a_file_that_is_no_log_is_refused(text, tmp_path):
+    (tmp_path / "log").write_text(text)
+    with pytest.raises(ValueError, match="is not a log of a zeroth-order run"):
+        Log.load(tmp_path / "log")

@@ -124,3 +124,15 @@ def test_an_exception_in_the_forward_leaves_weights_hooks_and_modes(method):
     assert addresses == [p.data_ptr() for p in model.parameters()]
     assert model.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@every
+def test_a_refused_group_is_not_kept_and_the_callers_dictionaries_stay(method):
+    group = {"params": [nn.Parameter(torch.ones(2))], "lr": 0.1}
+    optimizer = METHODS[method]([group])
+    assert "indices" not in group
+    whole = nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False)
+    with pytest.raises(ValueError, match=r"floating-point tensors, not torch\.int64"):
+        optimizer.add_param_group({"params": [whole]})
+    assert len(optimizer.param_groups) == 1
+    optimizer.step(lambda: optimizer.param_groups[0]["params"][0].sum())

@@ -244,6 +244,22 @@ def test_a_tensor_that_is_trained_later_brings_a_new_anchor():
     assert optimizer.forwards == 2 + 4 + 2
 
 
+def test_a_tensor_that_was_frozen_over_a_renewal_brings_a_new_anchor():
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), torch.ones(2, 3)
+    optimizer = MeZOSVRG(model.parameters(), lr=1e-3, interval=2)
+    renewed = []
+    for t in range(5):
+        model[0].requires_grad_(t not in (1, 2))  # the renewal at step 2 passes it by
+        before, forwards = [p.detach().clone() for p in model.parameters()], optimizer.forwards
+        optimizer.step(lambda: model(x).sum())
+        if optimizer.forwards == forwards + 2:
+            renewed.append(t)
+            for w, p in zip(before, model.parameters(), strict=True):
+                if p.requires_grad:
+                    assert torch.equal(optimizer.state[p]["anchor"], w)
+    assert renewed == [0, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -21,6 +21,7 @@ from dlopt.tasks.data.batches import generator
 from dlopt.tasks.data.files import locate
 from dlopt.tasks.data.instructions import Instruction
 from dlopt.tasks.models import pretrained
+from dlopt.tasks.modes import evaluating
 from dlopt.tasks.packing import PackedBatches, check_model, chunks, pack, packed_logits
 
 PLAIN = "Instruction: {asked}\n\nAnswer:"
@@ -130,17 +131,15 @@ class Tuning:
 
     @torch.no_grad()
     def _measure(self, examples: Sequence[tuple[Tensor, int]]) -> tuple[float, int]:
-        training = self.model.training
-        self.model.eval()
         ordered = sorted(examples, key=lambda example: len(example[0]))
         total, count = 0.0, 0
-        for group in chunks([text for text, _ in ordered]):
-            texts, answers = _columns([ordered[row] for row in group])
-            batch = (*pack(texts), torch.tensor(answers))
-            logits = self.forward(self.model, batch)
-            total += float(F.cross_entropy(logits, self._targets(batch).to(logits.device), reduction="sum"))
-            count += len(logits)
-        self.model.train(training)
+        with evaluating(self.model):
+            for group in chunks([text for text, _ in ordered]):
+                texts, answers = _columns([ordered[row] for row in group])
+                batch = (*pack(texts), torch.tensor(answers))
+                logits = self.forward(self.model, batch)
+                total += float(F.cross_entropy(logits, self._targets(batch).to(logits.device), reduction="sum"))
+                count += len(logits)
         return total / count, count
 
     def _encode(self, row: Instruction) -> tuple[Tensor, int] | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dlopt.tasks import data, models
 from dlopt.tasks.data.files import locate
+from dlopt.tasks.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,13 @@ class Classifier:
 
     @torch.no_grad()
     def _measure(self, x: Tensor, y: Tensor, chunk: int = 500) -> tuple[float, float, Tensor]:
-        training = self.model.training
-        self.model.eval()
         losses, correct = 0.0, []
-        for start in range(0, len(y), chunk):
-            target = y[start : start + chunk].to(self.device)
-            logits = self.model(_laid(self._images.normalise(x[start : start + chunk].to(self.device))))
-            losses += float(F.cross_entropy(logits, target, reduction="sum"))
-            correct.append((logits.argmax(1) == target).cpu())
-        self.model.train(training)
+        with evaluating(self.model):
+            for start in range(0, len(y), chunk):
+                target = y[start : start + chunk].to(self.device)
+                logits = self.model(_laid(self._images.normalise(x[start : start + chunk].to(self.device))))
+                losses += float(F.cross_entropy(logits, target, reduction="sum"))
+                correct.append((logits.argmax(1) == target).cpu())
         right = torch.cat(correct)
         return losses / len(y), float(right.double().mean()), right
 

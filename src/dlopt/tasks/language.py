@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dlopt.tasks import data, models
 from dlopt.tasks.data.files import locate
+from dlopt.tasks.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,12 @@ class LanguageModel:
 
     @torch.no_grad()
     def _measure(self, inputs: Tensor, targets: Tensor, chunk: int = 16) -> float:
-        training = self.model.training
-        self.model.eval()
         total = 0.0
-        for start in range(0, len(inputs), chunk):
-            logits = self.model(inputs[start : start + chunk].to(self.device))
-            goal = targets[start : start + chunk].to(self.device).flatten()
-            total += float(F.cross_entropy(logits.flatten(0, 1), goal, reduction="sum"))
-        self.model.train(training)
+        with evaluating(self.model):
+            for start in range(0, len(inputs), chunk):
+                logits = self.model(inputs[start : start + chunk].to(self.device))
+                goal = targets[start : start + chunk].to(self.device).flatten()
+                total += float(F.cross_entropy(logits.flatten(0, 1), goal, reduction="sum"))
         return total / targets.numel()
 
 

@@ -80,6 +80,12 @@ def check_model(model: nn.Module) -> None:
     kind = getattr(model.config, "_attn_implementation", None)
     if kind not in ("sdpa", "eager"):
         raise ValueError(f"packed texts need the attention 'sdpa' or 'eager', and this model has {kind!r}")
+    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
+    if getattr(model.config, "sliding_window", None):
+        kinds.add("sliding_attention")
+    if kinds:  # the given mask replaces a window's, and convolutions and recurrent layers see no mask at all
+        raise ValueError(f"packed texts need full attention in every layer; {type(model).__name__} has "
+                         f"{', '.join(sorted(kinds))}")  # fmt: skip
 
 
 def packed_logits(model: nn.Module, tokens: Tensor, lengths: Tensor, keep: Tensor, device: str) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlopt.tasks.data.batches import Batches
+from dlopt.tasks.modes import evaluating
 
 Pairs = tuple[Tensor, Tensor]
 
@@ -65,14 +66,12 @@ class Answers:
     @torch.no_grad()
     def losses(self, pairs: Pairs, chunk: int = 256) -> tuple[Tensor, Tensor]:
         """Per pair: (sum of the answer's -log p, number of its tokens), both (n,), the first float64."""
-        training = self.model.training
-        self.model.eval()
         found = []
-        for start in range(0, len(pairs[0]), chunk):
-            batch = tuple(x[start : start + chunk] for x in pairs)
-            logits = self.forward(self.model, batch).transpose(1, 2)
-            goal = batch[1][:, 1:].to(self.device)
-            each = F.cross_entropy(logits, goal, ignore_index=self.pad, reduction="none")
-            found.append(each.double().sum(1).cpu())
-        self.model.train(training)
+        with evaluating(self.model):
+            for start in range(0, len(pairs[0]), chunk):
+                batch = tuple(x[start : start + chunk] for x in pairs)
+                logits = self.forward(self.model, batch).transpose(1, 2)
+                goal = batch[1][:, 1:].to(self.device)
+                each = F.cross_entropy(logits, goal, ignore_index=self.pad, reduction="none")
+                found.append(each.double().sum(1).cpu())
         return torch.cat(found), (pairs[1][:, 1:] != self.pad).sum(1)

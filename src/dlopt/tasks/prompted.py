@@ -28,6 +28,7 @@ from dlopt.tasks import data
 from dlopt.tasks.data.batches import generator
 from dlopt.tasks.data.files import locate, require
 from dlopt.tasks.models import pretrained
+from dlopt.tasks.modes import evaluating
 from dlopt.tasks.packing import PackedBatches, check_model, chunks, encode, pack, packed_logits
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
@@ -59,6 +60,8 @@ class PromptedClassification:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.objective not in ("vocabulary", "answers"):
             raise ValueError(f"objective takes vocabulary or answers, not {self.objective!r}")
+        if self.source == "train":
+            raise ValueError("source must not be train, which holds the examples that are trained on")
 
     def identity(self) -> dict[str, str]:
         """sha256 of the data and of the model's files."""
@@ -180,16 +183,14 @@ class Prompted:
     @torch.no_grad()
     def _scores(self, prompts: Sequence[Tensor]) -> Tensor:
         """(n, classes) float64: log-probability of each answer's first token over the vocabulary."""
-        training = self.model.training
-        self.model.eval()
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))  # long prompts do not mask short ones
         found = torch.empty(len(prompts), len(self.answers), dtype=torch.float64)
-        for group in chunks([prompts[row] for row in order]):
-            rows = [order[i] for i in group]
-            tokens, lengths = pack([prompts[row] for row in rows])
-            logits = self.forward(self.model, (tokens, lengths, lengths))
-            found[rows] = logits.log_softmax(1)[:, self.answers.to(logits.device)].double().cpu()
-        self.model.train(training)
+        with evaluating(self.model):
+            for group in chunks([prompts[row] for row in order]):
+                rows = [order[i] for i in group]
+                tokens, lengths = pack([prompts[row] for row in rows])
+                logits = self.forward(self.model, (tokens, lengths, lengths))
+                found[rows] = logits.log_softmax(1)[:, self.answers.to(logits.device)].double().cpu()
         return found
 
     def _cut(self, ids: list[int]) -> Tensor:

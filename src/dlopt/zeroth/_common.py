@@ -53,8 +53,19 @@ def rates(optimizer: torch.optim.Optimizer, param_group: dict[str, Any], *names:
 
 
 def place(optimizer: torch.optim.Optimizer) -> None:
-    """Check the tensors of the group that was added last, and give each the index that seeds its directions."""
-    group = optimizer.param_groups[-1]
+    """Check the tensors of the group that was added last, and give each the index that seeds its directions.
+
+    A group that is refused is taken out again. A group is a copy: the caller's dictionary stays as it was.
+    """
+    try:
+        _place(optimizer)
+    except ValueError:
+        optimizer.param_groups.pop()
+        raise
+
+
+def _place(optimizer: torch.optim.Optimizer) -> None:
+    group = optimizer.param_groups[-1] = dict(optimizer.param_groups[-1])
     taken = sum(len(g["params"]) for g in optimizer.param_groups[:-1])
     group.setdefault("indices", list(range(taken, taken + len(group["params"]))))
     addresses: dict[int, Tensor] = {}

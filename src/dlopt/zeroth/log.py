@@ -40,8 +40,12 @@ class Log:
     def load(cls, path: str | Path) -> Log:
         """Read what `save` wrote; ValueError if the file is not a log."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**data)
+            data = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+            if not isinstance(data.header, dict) or not isinstance(data.rows, list):
+                raise ValueError("its header is no object or its rows are no list")
+            if not all(isinstance(row, dict) and {"lr", "weight_decay"} <= set(row) for row in data.rows):
+                raise ValueError("one of its rows lacks lr or weight_decay")
+            return data
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a log of a zeroth-order run: {error}") from error
 

@@ -170,6 +170,7 @@ class MeZOSVRG(torch.optim.Optimizer):
             return loss
         self.misses = 0
         if renew:
+            self.state.clear()  # a tensor that is frozen now would thaw with an anchor older than the others'
             for t in trained:
                 self.state[t.tensor]["anchor"] = t.tensor.detach().clone()
             self.due, self.gradient = False, [list(term) for term in terms]

@@ -29,6 +29,7 @@ from dlopt.lab.study import Results
 from dlopt.poetry import checkpoint
 from dlopt.poetry.layout import LONGEST, encode
 from dlopt.tasks.data.files import cache_dir
+from dlopt.tasks.modes import evaluating
 from dlopt.transformer.config import TransformerConfig
 from dlopt.transformer.model import Decoder
 
@@ -95,18 +96,16 @@ class Built:
     @torch.no_grad()
     def measure(self, parts: Sequence[Tensor]) -> float:
         """Mean loss over the characters of rows that are grouped by length."""
-        training = self.model.training
-        self.model.eval()
         total, count = 0.0, 0
-        for rows in parts:
-            for chunk in rows.split(32):
-                goal = verses.targets(chunk, self.vocabulary)
-                told = verses.characters(goal, self.vocabulary).flatten().to(self.device)
-                losses = F.cross_entropy(
-                    self.forward(self.model, chunk).flatten(0, 1), goal.flatten().to(self.device), reduction="none"
-                )
-                total, count = total + float(losses[told].sum()), count + int(told.sum())
-        self.model.train(training)
+        with evaluating(self.model):
+            for rows in parts:
+                for chunk in rows.split(32):
+                    goal = verses.targets(chunk, self.vocabulary)
+                    told = verses.characters(goal, self.vocabulary).flatten().to(self.device)
+                    losses = F.cross_entropy(
+                        self.forward(self.model, chunk).flatten(0, 1), goal.flatten().to(self.device), reduction="none"
+                    )
+                    total, count = total + float(losses[told].sum()), count + int(told.sum())
         return total / count
 
     def _rows(self, found: verses.Verses, part: str, limit: int) -> list[Tensor]:

