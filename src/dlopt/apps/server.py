@@ -25,7 +25,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from dlopt.apps import poem
+from dlopt.apps import glyphs, poem
 from dlopt.apps.worker import WAITING, Busy, Stopped, Worker
 from dlopt.poetry.assistant import Assistant
 from dlopt.poetry.wish import Refused
@@ -56,6 +56,7 @@ def create(
 
     app = FastAPI(title="dlopt", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.include_router(poem.router(assistant, missing, worker))
+    app.include_router(glyphs.router)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[_bracketed(h) for h in hosts])
     app.add_middleware(Bounded)  # the last added is the outermost
     index = _page("index").replace("<!-- pages -->", "\n".join(map(_entry, PAGES)))
@@ -110,7 +111,9 @@ class Bounded:
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *GUARDS]
+                own = message.get("headers", [])
+                names = {name.lower() for name, _ in own}
+                message["headers"] = [*own, *((name, value) for name, value in GUARDS if name not in names)]
             await send(message)
 
         stated = dict(scope["headers"]).get(b"content-length", b"0")
@@ -176,7 +179,7 @@ def _policy(text: str) -> str:
     """Nothing but what stands in the page itself, and requests to this server."""
     script, style = (" ".join(_hashes(text, tag)) or "'none'" for tag in ("script", "style"))
     return (
-        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src 'self' data: blob:; "
+        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; font-src 'self'; img-src 'self' data: blob:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
