@@ -20,6 +20,9 @@ class Bytes:
     weights: parameters and buffers. gradients: `.grad` or what stands for it. state: what an optimizer keeps
     between steps. scratch: largest temporary inside a step. saved: activations kept for the backward pass.
     cache: keys and values kept for decoding. wire: bytes sent to other nodes.
+
+    A compressed cache is split further: codes (packed integers), scales (with zero points), residual (keys and values in
+    the model's own precision), scores (what eviction goes by). transient: largest copy that one layer hands to attention.
     """
 
     weights: int = 0
@@ -29,11 +32,16 @@ class Bytes:
     saved: int = 0
     cache: int = 0
     wire: int = 0
+    codes: int = 0
+    scales: int = 0
+    residual: int = 0
+    scores: int = 0
+    transient: int = 0
 
     @property
     def total(self) -> int:
-        """Bytes held in memory at once: all kinds but `wire`, which is traffic."""
-        return sum(getattr(self, f.name) for f in fields(self)) - self.wire
+        """Bytes held in memory at once: all kinds but `wire`, which is traffic, and `transient`, which is gone again."""
+        return sum(getattr(self, f.name) for f in fields(self)) - self.wire - self.transient
 
     def __add__(self, other: Bytes) -> Bytes:
         return Bytes(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})

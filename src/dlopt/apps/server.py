@@ -179,7 +179,8 @@ def _policy(text: str) -> str:
     """Nothing but what stands in the page itself, and requests to this server."""
     script, style = (" ".join(_hashes(text, tag)) or "'none'" for tag in ("script", "style"))
     return (
-        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; font-src 'self'; img-src 'self' data: blob:; "
+        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; font-src 'self'; "
+        "img-src 'self' data: blob:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
