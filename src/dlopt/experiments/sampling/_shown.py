@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN, VERDICTS, interval, p_text
+from dlopt.experiments._series import grouped as grouped
+from dlopt.experiments._series import line as line
+from dlopt.experiments._series import slope as slope
 from dlopt.experiments.sampling._common import DETERMINISTIC, NAMES, series
 from dlopt.lab import figures, palette
 from dlopt.lab.record import Record
@@ -24,22 +26,9 @@ Groups = Mapping[str, Sequence[Record]]
 NOTHING: Answer = (OPEN, "缺少可比的运行。")
 
 
-def grouped(records: Iterable[Record], by: Callable[[Record], Any]) -> dict[Any, list[Record]]:
-    """{by(record): records}, in order of first appearance."""
-    found: dict[Any, list[Record]] = {}
-    for record in records:
-        found.setdefault(by(record), []).append(record)
-    return found
-
-
 def title(name: str) -> str:
     """How a series is written in the report."""
     return NAMES.get(name, palette.title(name))
-
-
-def line(name: str, columns: Mapping[str, Sequence[Any]]) -> Record:
-    """A made-up record that only carries a curve: points that come from several runs, to be drawn as one line."""
-    return Record("", "", 0, {"method": name}, {}, {}, "cpu", "done", curve={k: list(v) for k, v in columns.items()})
 
 
 def panels(
@@ -171,15 +160,6 @@ def verdict(parts: Sequence[bool | None]) -> str:
     if any(p is False for p in parts):
         return CONTRADICTED
     return OPEN if any(p is None for p in parts) or not parts else CONFIRMED
-
-
-def slope(xs: Sequence[float], ys: Sequence[float]) -> float | None:
-    """Of the least-squares line through the logarithms; None for fewer than two points."""
-    points = [(math.log(x), math.log(y)) for x, y in zip(xs, ys) if x > 0 and y > 0]
-    if len(points) < 2:
-        return None
-    a, b = statistics.fmean(p for p, _ in points), statistics.fmean(q for _, q in points)
-    return sum((p - a) * (q - b) for p, q in points) / sum((p - a) ** 2 for p, _ in points)
 
 
 def number(value: float | None, digits: int = 2) -> str:

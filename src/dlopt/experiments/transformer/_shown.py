@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN
+from dlopt.experiments._series import grouped as grouped
+from dlopt.experiments._series import line as line
 from dlopt.experiments.transformer._common import split
 from dlopt.lab import palette
 from dlopt.lab.record import Record
@@ -144,16 +146,3 @@ def span(x: Interval | None, digits: int = 3, scale: float = 1.0, sign: bool = T
     if not math.isfinite(x.low):
         return form.format(scale * x.mean)
     return f"{form.format(scale * x.mean)} [{form.format(scale * x.low)}, {form.format(scale * x.high)}]"
-
-
-def grouped(records: Iterable[Record], by: Callable[[Record], Any]) -> dict[Any, list[Record]]:
-    """{by(record): records}, in order of first appearance."""
-    found: dict[Any, list[Record]] = {}
-    for record in records:
-        found.setdefault(by(record), []).append(record)
-    return found
-
-
-def line(name: str, columns: Mapping[str, Sequence[Any]]) -> Record:
-    """A made-up record that only carries a curve: points that come from several runs, to be drawn as one line."""
-    return Record("", "", 0, {"method": name}, {}, {}, "cpu", "done", curve={k: list(v) for k, v in columns.items()})

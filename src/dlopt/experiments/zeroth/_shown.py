@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN
+from dlopt.experiments._series import grouped as grouped
+from dlopt.experiments._series import line as line
+from dlopt.experiments._series import slope as slope
 from dlopt.experiments.zeroth._common import NAMES
 from dlopt.lab import figures, palette
 from dlopt.lab.record import Record
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
 
 Answer = tuple[str, str]
 NOTHING: Answer = (OPEN, "所依据的运行不齐全，按规则记为未定。")
-
-
-def grouped(records: Iterable[Record], by: Callable[[Record], Any]) -> dict[Any, list[Record]]:
-    """{by(record): records}, in order of first appearance."""
-    found: dict[Any, list[Record]] = {}
-    for record in records:
-        found.setdefault(by(record), []).append(record)
-    return found
 
 
 def title(name: str) -> str:
@@ -45,11 +38,6 @@ def answers(shown: Presentation, questions: Mapping[int, Answer]) -> None:
     """Put verdicts and answers among the values, as verdict.qN and answer.qN."""
     for n, (verdict, answer) in questions.items():
         shown.values |= {f"verdict.q{n}": verdict, f"answer.q{n}": answer}
-
-
-def line(name: str, columns: Mapping[str, Sequence[Any]]) -> Record:
-    """A made-up record that only carries a curve: points of several runs or rows, to be drawn as one line."""
-    return Record("", "", 0, {"method": name}, {}, {}, "cpu", "done", curve={k: list(v) for k, v in columns.items()})
 
 
 def drawn(
@@ -79,15 +67,6 @@ def row_of(record: Record, column: str, value: float) -> dict[str, Any]:
     """The row of a curve at which a column has a value; {} if there is none."""
     places = [i for i, v in enumerate(record.curve.get(column, [])) if v == value]
     return {name: values[places[0]] for name, values in record.curve.items()} if places else {}
-
-
-def slope(xs: Sequence[float], ys: Sequence[float]) -> float | None:
-    """Of the least-squares line through the logarithms; None for fewer than two points."""
-    points = [(math.log(x), math.log(y)) for x, y in zip(xs, ys) if x and y and x > 0 and y > 0]
-    if len(points) < 2:
-        return None
-    a, b = statistics.fmean(p for p, _ in points), statistics.fmean(q for _, q in points)
-    return sum((p - a) * (q - b) for p, q in points) / sum((p - a) ** 2 for p, _ in points)
 
 
 def number(value: float | None, digits: int = 3) -> str:
