@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlopt.adam import Adafactor
+from dlopt.adam import Adafactor, _factored
 from tests import reference
 
 SHAPES = [(16, 24), (24, 16), (7,), (3, 8, 5), ()]
@@ -75,6 +75,26 @@ def test_equals_the_paper(options):
     ]
     for got, want in zip(run(Adafactor(params, **options), params, rounds), expected):
         np.testing.assert_allclose(got.numpy(), want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lr": 0.1, "weight_decay": 0.1}, {"maximize": True, "scale_parameter": False}]
+)
+@pytest.mark.parametrize("chunk", [1, 50, 24 * 16])
+def test_pieces_change_nothing(options, chunk, monkeypatch):
+    """The matrices' own path, however it is cut, against the one for tensors of any shape (here one matrix deep)."""
+    monkeypatch.setattr(_factored, "CHUNK", chunk)
+    shapes = [(16, 24), (24, 16), (1, 5), (5, 1)]
+    flat, deep = parameters(shapes=shapes), parameters(shapes=shapes)
+    deep = [nn.Parameter(p.detach().unsqueeze(0)) for p in deep]
+    rounds = gradients(20, shapes)
+    one, other = Adafactor(flat, **options), Adafactor(deep, **options)
+    got = run(one, flat, rounds)
+    want = run(other, deep, [[g.unsqueeze(0) for g in grads] for grads in rounds])
+    for p, q, a, b in zip(flat, deep, got, want, strict=True):
+        torch.testing.assert_close(a, b.squeeze(0), rtol=1e-12, atol=1e-12)
+        for key in ("row", "col"):
+            torch.testing.assert_close(one.state[p][key], other.state[q][key].squeeze(0), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(("lr", "weight_decay", "eps1"), [(1e-2, 0.0, None), (0.5, 0.1, None), (0.5, 0.0, 0.1)])
@@ -244,9 +264,12 @@ def test_loading_copies():
 
 @pytest.mark.parametrize("options", [{}, {"beta1": 0.9}, {"factored": False}, {"maximize": True}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scratch_is_what_a_step_needs(options, dtype):
+@pytest.mark.parametrize("shape", [(64, 48), (1, 64, 48)])
+@pytest.mark.parametrize("chunk", [1 << 18, 1000])
+def test_scratch_is_what_a_step_needs(options, dtype, shape, chunk, monkeypatch):
     peak = pytest.importorskip("dlopt.lab.peak")
-    (p,) = parameters(dtype, [(64, 48)])
+    monkeypatch.setattr(_factored, "CHUNK", chunk)
+    (p,) = parameters(dtype, [shape])
     optimizer = Adafactor([p], lr=0.1, **options)
     update(optimizer, p, torch.ones_like(p))
     rise = peak.peak_live(optimizer.step, [p, p.grad, *optimizer.state[p].values()]).rise

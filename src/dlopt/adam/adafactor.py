@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlopt.adam import _factored
 from dlopt.adam._shared import NOT_NEGATIVE, plain, require, restore, state_dtype
 from dlopt.catalog import method
 from dlopt.memory import Bytes, tensor_bytes
@@ -139,29 +140,35 @@ class Adafactor(torch.optim.Optimizer):
             for key, shape in _moments(p, group["factored"], group["beta1"]).items():
                 state[key] = torch.zeros(shape, dtype=state_dtype(p), device=p.device)
         state["step"] += 1
+        cap = float(group["lr"]) * (WARMUP_SLOPE * state["step"] if group["warmup_init"] else 1)
+        rho = min(cap, 1 / math.sqrt(state["step"])) if group["relative_step"] else cap
+        rate = state["step"] ** group["beta2_decay"]  # 1 - b2
+        keep = 1 - cap * group["weight_decay"]
+        if _factored.takes(p, group):
+            least = group["eps2"] if group["scale_parameter"] else None
+            rho = -rho if group["maximize"] else rho
+            _factored.update(p, state, rate, rho, keep, least, group["clip_threshold"], group["eps1"])
+            return
         g = p.grad.to(state_dtype(p))
         if group["maximize"]:
             g = -g
 
-        u = self._direction(g, state, group)
+        u = self._direction(g, state, group, rate)
         u /= (_rms(u) / group["clip_threshold"]).clamp_(min=1)
         del g  # before the temporary of a low-precision write
         if group["beta1"] is not None:
             u = state["momentum"].lerp_(u, 1 - group["beta1"])
 
-        cap = float(group["lr"]) * (WARMUP_SLOPE * state["step"] if group["warmup_init"] else 1)
-        rho = min(cap, 1 / math.sqrt(state["step"])) if group["relative_step"] else cap
         # 0-dim tensors on the weights' device: no number has to come back from a GPU
         size = _rms(p).clamp_(min=group["eps2"]) if group["scale_parameter"] else u.new_ones(())
         w = p.to(u.dtype)  # p itself, unless p has low precision: then one rounding, at the end
-        w.mul_(1 - cap * group["weight_decay"]).addcmul_(u, size, value=-rho)
+        w.mul_(keep).addcmul_(u, size, value=-rho)
         if w is not p:
             p.copy_(w)
 
-    def _direction(self, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    def _direction(self, g: Tensor, state: dict[str, Any], group: dict[str, Any], rate: float) -> Tensor:
         """G / sqrt(V), after the moments took in G."""
         eps1, floor = group["eps1"], group["eps_floor"]
-        rate = state["step"] ** group["beta2_decay"]  # 1 - b2
         squared = g * g
         if not floor:
             squared += eps1
@@ -190,13 +197,18 @@ class Adafactor(torch.optim.Optimizer):
         """Bytes for training `params` (meta tensors too) with these options of the constructor.
 
         state is exact. scratch is what one tensor's update holds in arrays of that tensor's shape, for the largest
-        one: the update, and a float32 copy of a low-precision tensor or a negated gradient.
+        one: the update, and a float32 copy of a low-precision tensor or a negated gradient. Matrices on a CPU are
+        updated a piece at a time, so there it is that of a piece.
         """
         params = plain(params)
         state = scratch = 0
+        group = {"factored": factored, "beta1": beta1, "eps_floor": options.get("eps_floor", False)}
         for p in params:
             size = state_dtype(p).itemsize
             state += size * sum(math.prod(shape) for shape in _moments(p, factored, beta1).values())
+            if _factored.takes(p, group):
+                scratch = max(scratch, _factored.scratch(p))
+                continue
             copies = 2 if p.dtype != state_dtype(p) or options.get("maximize") else 1
             scratch = max(scratch, copies * size * p.numel())
         gradients = sum(p.numel() * p.element_size() for p in params)
