@@ -37,10 +37,16 @@ SPARSE, PARTS, MODEL, DECODING, BEAM = (
     f"tests/transformer/test_{name}.py" for name in ("sparse", "parts", "model", "decoding", "beam")
 )
 TRANSFORMER_RUNS = "tests/experiments/test_transformer_smoke.py"
+CACHES, SINKS, QUANT = (f"tests/kvcache/test_{name}.py" for name in ("caches", "sinks", "quant"))
+KIVI, PACKED, SCORED = (f"tests/kvcache/test_{name}.py" for name in ("kivi", "packed_attention", "scored"))
+VERIFY, SPECULATE = "tests/speculative/test_verify.py", "tests/speculative/test_generate.py"
 RECORD, EXPERIMENT, RUN = "tests/lab/test_record.py", "tests/lab/test_experiment.py", "tests/lab/test_run.py"
+DATASTORE, SUFFIX, RECYCLING = (f"tests/speculative/test_{name}.py" for name in ("datastore", "suffix", "recycling"))
 
 MUTANTS = [
     Mutant("adafactor: inverted clip", "adam/adafactor.py", ".clamp_(min=1)\n", ".clamp_(max=1)\n", ADAFACTOR),
+    Mutant("adafactor: inverted clip (matrices)", "adam/_factored.py", "rho /= max(", "rho /= min(", ADAFACTOR),
+    Mutant("adafactor: means of the last piece alone", "adam/_factored.py", "total += squared", "total = squared", ADAFACTOR),
     Mutant(
         "adafactor: wrong beta2 schedule", "adam/adafactor.py",
         'state["step"] ** group["beta2_decay"]', 'state["step"] ** (group["beta2_decay"] + 0.1)', ADAFACTOR,
@@ -402,6 +408,170 @@ MUTANTS = [
         "verdicts: a bootstrap that draws nothing", "experiments/transformer/_shown.py",
         "values.append((weights @ a) / np.maximum(weights @ b, 1e-300))", "values.append(np.full(count, a.sum() / b.sum()))",
         "tests/experiments/test_transformer_report.py", "bootstrap",
+    ),
+    Mutant(
+        "sinks: not moved up", "kvcache/sinks.py",
+        "turned = self.rotation.turn(self.keys[:, :, : self.sinks], rows.lost(self.length))", "turned = self.keys[:, :, : self.sinks]",
+        SINKS, "inside_the_cache and llama-gqa",
+    ),
+    Mutant("sinks: the newest leave", "kvcache/sinks.py", "t[:, :, late:]", "t[:, :, self.sinks : keep]", SINKS, "what_is_kept"),
+    Mutant(
+        "sinks: pads are kept as sinks", "kvcache/sinks.py",
+        "columns[:, : self.sinks] -= (held - keep).clamp_min(0)[:, None]", "columns[:, : self.sinks] -= length - keep",
+        SINKS, "pads_are_never",
+    ),
+    Mutant(
+        "caches: the mask begins at the first token, not at the first stored", "kvcache/layer.py",
+        "return length + query_length, self.seen - length", "return length + query_length, 0", CACHES, "padded_batch and window",
+    ),
+    Mutant(
+        "caches: rejected tokens are counted as seen", "kvcache/layer.py", "            self.seen -= count\n", "", CACHES,
+        "rejected and full",
+    ),
+    Mutant(
+        "caches: pads do not follow their rows", "kvcache/layer.py",
+        "self.pads = tuple(choose(torch.tensor(self.pads)).tolist())", "pass", CACHES, "reordered and sinks",
+    ),
+    Mutant("quant: scale too small for the largest number", "kvcache/quant.py", ".amax(-1, keepdim=True)", ".mean(-1, keepdim=True)", QUANT, "bounded"),
+    Mutant("quant: codes of a byte change places", "kvcache/quant.py", "[codes & 15, codes >> 4]", "[codes >> 4, codes & 15]", QUANT, "hand"),
+    Mutant("kivi: axes of keys and values swapped", "kvcache/kivi.py", "flush) for axis in (key_axis, value_axis))", "flush) for axis in (value_axis, key_axis))", KIVI, "layout"),
+    Mutant(
+        "kivi: blocks of a row are counted with its pads", "kvcache/coded.py",
+        "return [self.due(max(0, committed - pad)) for pad", "return [self.due(committed) for pad", KIVI, "among_pads",
+    ),
+    Mutant(
+        "kivi: a group is coded as soon as it is full", "kvcache/coded.py",
+        "whole = tokens - tokens % self.residual", "whole = tokens - tokens % self.group", KIVI, "layout",
+    ),
+    Mutant(
+        "packing: a zero above the minimum", "kvcache/packing.py",
+        "torch.where(half.to(x.dtype) > x, below, bits)", "bits", "tests/kvcache/test_packing.py", "half_a_scale",
+    ),
+    Mutant(
+        "packed attention: zeros of the keys forgotten", "kvcache/packed_attention.py",
+        "(products + (query @ zero.transpose(2, 3))[..., None])", "products", PACKED, "one_layer",
+    ),
+    Mutant(
+        "packed attention: pads take part in the values", "kvcache/packed_attention.py",
+        "at = (token + pads).clamp_max(seen - 1)", "at = (token + 0 * pads).clamp_max(seen - 1)", PACKED, "one_layer",
+    ),
+    Mutant(
+        "scored: pads scored", "kvcache/scored.py",
+        "score.masked_fill(~rows.valid(self.length, score.device)[:, None], -math.inf)", "score.clone()",
+        CACHES, "padded_batch and knorm",
+    ),
+    Mutant(
+        "scored: pads attended to", "kvcache/scored.py",
+        "allowed = (column <= own) & rows.valid(length, keys.device)[:, None, None, None]", "allowed = column <= own",
+        CACHES, "padded_batch and h2o",
+    ),
+    Mutant(
+        "scored: the newest leave", "kvcache/scored.py",
+        "score[..., self.length - self.recent :] = math.inf", "score[..., self.length - self.recent :] = -math.inf",
+        SCORED, "choices",
+    ),
+    Mutant(
+        "scored: queries of rejected drafts count", "kvcache/scored.py",
+        "self.queries = self.queries[:, :, :left].clone() if left > 0 else None", "pass", CACHES, "rejected and h2o",
+    ),
+    Mutant("h2o: the group's other heads do not count", "kvcache/h2o.py", ".sum((2, 3))", "[:, :, 0].sum(2)", SCORED, "sums"),
+    Mutant(
+        "h2o: sums do not follow their tokens", "kvcache/scored.py",
+        "self.scores = self.scores.gather(2, columns)", "self.scores = self.scores[:, :, -self.budget :].clone()",
+        SCORED, "choices and h2o",
+    ),
+    Mutant(
+        "snapkv: all queries of the prompt choose", "kvcache/snapkv.py",
+        "first = max(0, store.queries.shape[2] - window)", "first = 0", SCORED, "choices and snapkv",
+    ),
+    Mutant(
+        "pyramid: shorter layers read the left end of the mask", "kvcache/watched.py",
+        "return mask[..., -length:]", "return mask[..., :length]", CACHES, "padded_batch and pyramid",
+    ),
+    Mutant(
+        "suffix array: ends are settled too soon", "speculative/suffix_array.py",
+        "(ends[held] - held >= depth)", "(ends[held] - held > depth)", DATASTORE, "naive_search or long_repeats",
+    ),
+    Mutant(
+        "datastore: a continuation runs over a border", "speculative/datastore.py",
+        "rows = rows * np.logical_and.accumulate(rows != 0, axis=1)", "rows = rows.copy()", DATASTORE, "over_a_border",
+    ),
+    Mutant(
+        "datastore: of many hits the first are taken", "speculative/datastore.py",
+        "np.arange(limit) * total // limit if", "np.arange(limit) if", DATASTORE, "thinned",
+    ),
+    Mutant("datastore: a short file is taken", "speculative/store_file.py", "if size != whole:", "if size > whole:", DATASTORE, "broken"),
+    Mutant(
+        "rest: the rarest are drafted", "speculative/retrieval.py",
+        "np.argsort(-trie.counts, kind", "np.argsort(trie.counts, kind", DATASTORE, "most_frequent",
+    ),
+    Mutant("suffix: the end of a text is drafted", "speculative/suffix.py", " if token != BORDER]", "]", SUFFIX, "over_its_border"),
+    Mutant(
+        "suffix: the best of the shortest match", "speculative/suffix.py", "if found > score:", "if found >= score * 0:", SUFFIX,
+        "twin and default",
+    ),
+    Mutant("suffix: a split state loses its count", "speculative/automaton.py", "self.count[known], 0)", "0, 0)", SUFFIX, "automaton_counts"),
+    Mutant(
+        "recycling: the last node of a token wins", "speculative/recycling.py",
+        "zip(reversed(inputs), reversed(rows))", "zip(inputs, rows)", RECYCLING, "equal_a_twin",
+    ),
+    Mutant(
+        "speculative: the bonus token without processors and cuts", "speculative/verify.py",
+        "below[node], logits[node], sampling, position + len(tokens), seen)",
+        "below[node], logits[node], sampling if below[node] else Sampling(sampling.temperature), position + len(tokens), seen)",
+        VERIFY, "every_token_sees",
+    ),
+    Mutant(
+        "speculative: residual not renormalised", "speculative/verify.py",
+        "return left / total if total > 0 else rest", "return left if total > 0 else rest", VERIFY, "closed_form",
+    ),
+    Mutant(
+        "speculative: the residual forgets earlier siblings", "speculative/verify.py",
+        "        rest = residual(rest, law)\n    return sampling.draw", "        rest = residual(sampling.law(logits, context), law)\n    return sampling.draw",
+        VERIFY, "tree-temperature",
+    ),
+    Mutant(
+        "speculative: a rejected draft is followed by a draw from the whole law", "speculative/verify.py",
+        "return sampling.draw(rest, position, RESIDUAL), None", "return sampling.draw(sampling.law(logits, context), position, RESIDUAL), None",
+        VERIFY, "chain-temperature",
+    ),
+    Mutant(
+        "speculative: off-by-one rollback", "speculative/rollback.py",
+        "self.cache.crop(same - self.width)", "self.cache.crop(min(same - self.width + 1, 0))", SPECULATE, "right_and_wrong and llama-sdpa",
+    ),
+    Mutant(
+        "speculative: off-by-one rollback in a batch", "speculative/rollback.py",
+        "own = torch.arange(count, device=device) < torch", "own = torch.arange(count, device=device) <= torch", SPECULATE, "right_and_wrong and llama-sdpa",
+    ),
+    Mutant(
+        "speculative: a tree's positions count its tokens, not its depth", "speculative/rollback.py",
+        "places = [[n + d for d in (0, *depths(draft))]", "places = [[n + d for d in range(len(draft.tokens) + 1)]",
+        SPECULATE, "right_and_wrong and llama-sdpa",
+    ),
+    Mutant(
+        "speculative: all of a tree sees all of it", "speculative/draft.py",
+        "        seen[i + 1] |= seen[parent]", "        seen[i + 1] |= seen[i]", SPECULATE, "right_and_wrong and llama-sdpa",
+    ),
+    Mutant(
+        "speculative: in a window a draft sees what would have left", "speculative/caches.py",
+        "& (column < sinks + before - keep)", "& (column < sinks + held - keep)", SPECULATE, "compressed and window",
+    ),
+    Mutant(
+        "speculative: a draft reaches over the place where KIVI codes", "speculative/rollback.py",
+        "return None if most is None else most - 1", "return None if most is None else most", SPECULATE, "compressed and block",
+    ),
+    Mutant(
+        "speculative: a draft goes on after an end token", "speculative/stopping.py",
+        "for i in range(len(new) - count + 1, len(new) + 1):", "for i in range(len(new), len(new) + 1):", SPECULATE, "end_token",
+    ),
+    Mutant(
+        "speculative: a drafting model keeps what was rejected", "speculative/model_draft.py",
+        "surplus = self.held - min(self.held, len(self.text) + right)", "surplus = self.held - min(self.held, len(self.text) + right + 1)",
+        "tests/speculative/test_drafters.py", "drafts_for_itself",
+    ),
+    Mutant(
+        "speculative: a drafting model draws without the target's settings", "speculative/model_draft.py",
+        "law = self.sampling.law(logits, context)", "law = Sampling(1.0).law(logits)", "tests/speculative/test_drafters.py", "processors_apply",
     ),
 ]  # fmt: skip
 

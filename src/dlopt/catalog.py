@@ -91,9 +91,11 @@ class Method:
     def parameters(self) -> dict[str, Any]:
         """{hyper-parameter: default}, from the method's own signature; `inspect.Parameter.empty` where required.
 
-        The first positional argument (parameters, model, data) is what the method acts on, and is left out.
+        The first argument, if it has no default, is what the method acts on (parameters, model, data) and is left out.
         """
-        found = list(inspect.signature(self.load()).parameters.values())[1:]
+        found = list(inspect.signature(self.load()).parameters.values())
+        if found and found[0].default is found[0].empty:
+            found = found[1:]
         return {p.name: p.default for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
     def check(self, params: Mapping[str, Any]) -> None:

@@ -21,8 +21,9 @@ class Bytes:
     between steps. scratch: largest temporary inside a step. saved: activations kept for the backward pass.
     cache: keys and values kept for decoding. wire: bytes sent to other nodes.
 
-    A compressed cache is split further: codes (packed integers), scales (with zero points), residual (keys and values in
-    the model's own precision), scores (what eviction goes by). transient: largest copy that one layer hands to attention.
+    A compressed cache is split further: codes (packed integers), scales (with zero points), residual (keys and values
+    in the model's own precision), scores (what eviction goes by). transient: largest copy that one layer hands to
+    attention.
     """
 
     weights: int = 0
@@ -40,7 +41,7 @@ class Bytes:
 
     @property
     def total(self) -> int:
-        """Bytes held in memory at once: all kinds but `wire`, which is traffic, and `transient`, which is gone again."""
+        """Bytes held at once: all kinds but `wire`, which is traffic, and `transient`, which comes and goes."""
         return sum(getattr(self, f.name) for f in fields(self)) - self.wire - self.transient
 
     def __add__(self, other: Bytes) -> Bytes:

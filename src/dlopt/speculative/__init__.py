@@ -1,0 +1,34 @@
+"""Speculative decoding: drafters propose, one verifier accepts losslessly.
+
+`from dlopt.speculative import generate, PromptLookup`. Methods are imported when first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from dlopt.catalog import exports
+from dlopt.speculative.generate import Result, generate
+
+# what is neither a method of the catalogue nor imported above: {name: file}
+_PUBLIC = {
+    "Costs": "costs",
+    "Datastore": "datastore",
+    "Draft": "draft",
+    "Gate": "gate",
+    "Sampling": "sampling",
+    "Stats": "stats",
+    "SuffixHistory": "suffix",
+    "as_custom_generate": "custom",
+    "calibrate": "costs",
+}
+_get, _names = exports("speculative")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"dlopt.speculative.{_PUBLIC[name]}"), name)
+    return _get(name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_names(), *_PUBLIC, Result.__name__, generate.__name__])

@@ -1,0 +1,49 @@
+"""KIVI on a pretrained model: how far its predictions move, and packed attention in float32."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from dlopt.kvcache import KIVICache, kv_bytes
+from dlopt.kvcache.packed_attention import packed
+
+PROMPT, NEW = 640, 40
+
+
+@pytest.mark.llm
+@torch.no_grad()
+def test_predictions_after_a_coded_prompt(smollm2):
+    from pydoc_data.topics import topics
+
+    model, tokenizer = smollm2
+    ids = tokenizer(topics["assignment"], return_tensors="pt").input_ids[:, : PROMPT + NEW]
+    assert ids.shape[1] == PROMPT + NEW
+    full = DynamicCache(config=model.config)
+    model(ids[:, :PROMPT], past_key_values=full, logits_to_keep=1)
+    states = [(layer.keys, layer.values) for layer in full.layers]
+
+    def predictions(cache):
+        return model(ids[:, PROMPT:], past_key_values=cache).logits[0].log_softmax(-1)
+
+    def kivi(bits, **options):
+        cache = KIVICache(model, bits=bits, **options)
+        for number, state in enumerate(states):  # a prompt attends in full, so its keys are those of the full cache
+            cache.update(*state, number)
+        return cache
+
+    expected = predictions(full)
+    for bits, most, smaller in [(2, 0.12, 2.9), (4, 0.01, 2.4)]:
+        cache = kivi(bits)
+        spec = f"kivi:bits={bits}"
+        assert cache.nbytes().total == kv_bytes(model, spec, PROMPT, dtype=torch.float32).total
+        assert kv_bytes(model, "full", PROMPT, dtype=torch.float32).total / cache.nbytes().total > smaller
+        found = predictions(cache)
+        divergence = (expected.exp() * (expected - found)).sum(-1).mean()
+        assert divergence < most
+        with packed(model):
+            torch.testing.assert_close(predictions(kivi(bits)), found, rtol=0, atol=2e-3)
+    # the axes matter: values per channel or keys per token are far worse at 2 bits
+    swapped = predictions(kivi(2, key_axis="token", value_axis="channel"))
+    assert (expected.exp() * (expected - swapped)).sum(-1).mean() > 2 * (
+        expected.exp() * (expected - predictions(kivi(2)))
+    ).sum(-1).mean()
