@@ -565,11 +565,6 @@ MUTANTS = [
         "for i in range(len(new) - count + 1, len(new) + 1):", "for i in range(len(new), len(new) + 1):", SPECULATE, "end_token",
     ),
     Mutant(
-        "speculative: a drafting model keeps what was rejected", "speculative/model_draft.py",
-        "surplus = self.held - min(self.held, len(self.text) + right)", "surplus = self.held - min(self.held, len(self.text) + right + 1)",
-        "tests/speculative/test_drafters.py", "drafts_for_itself",
-    ),
-    Mutant(
         "speculative: a drafting model draws without the target's settings", "speculative/model_draft.py",
         "law = self.sampling.law(logits, context)", "law = Sampling(1.0).law(logits)", "tests/speculative/test_drafters.py", "processors_apply",
     ),
