@@ -528,12 +528,12 @@ MUTANTS = [
     Mutant(
         "speculative: the residual forgets earlier siblings", "speculative/verify.py",
         "        rest = residual(rest, law)\n    return sampling.draw", "        rest = residual(sampling.law(logits, context), law)\n    return sampling.draw",
-        VERIFY, "tree-temperature",
+        VERIFY, "second_rejection",
     ),
     Mutant(
         "speculative: a rejected draft is followed by a draw from the whole law", "speculative/verify.py",
         "return sampling.draw(rest, position, RESIDUAL), None", "return sampling.draw(sampling.law(logits, context), position, RESIDUAL), None",
-        VERIFY, "chain-temperature",
+        VERIFY, "chain-temperature and not many",
     ),
     Mutant(
         "speculative: off-by-one rollback", "speculative/rollback.py",
@@ -563,6 +563,11 @@ MUTANTS = [
     Mutant(
         "speculative: a draft goes on after an end token", "speculative/stopping.py",
         "for i in range(len(new) - count + 1, len(new) + 1):", "for i in range(len(new), len(new) + 1):", SPECULATE, "end_token",
+    ),
+    Mutant(
+        "speculative: a drafting model keeps what was rejected", "speculative/model_draft.py",
+        "surplus = self.held - min(self.held, len(self.text) + right)", "surplus = self.held - min(self.held, len(self.text) + right + 1)",
+        "tests/speculative/test_drafters.py", "forgets_what and llama",
     ),
     Mutant(
         "speculative: a drafting model draws without the target's settings", "speculative/model_draft.py",

@@ -102,7 +102,7 @@ def check_law(make, options, count):
 @pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("make", DRAFTS.values(), ids=DRAFTS)
 def test_two_tokens_have_the_law_of_the_target(make, options):
-    check_law(make, options, 800)
+    check_law(make, options, 600)
 
 
 @pytest.mark.slow
@@ -147,6 +147,16 @@ def test_the_closed_form_is_what_the_verifier_does():
             assert (others[np.delete(residual(p, q), x) == 0] == 0).all()
         law += q[x] * emitted / 300
     np.testing.assert_allclose(law, p, atol=0.04)
+
+
+def test_a_second_rejection_takes_away_from_what_the_first_one_left():
+    p, q = np.array([0.4, 0.4, 0.1, 0.1]), np.array([0.05, 0.35, 0.3, 0.3])
+    once = residual(p, q)
+    np.testing.assert_allclose(once, [0.875, 0.125, 0, 0])
+    np.testing.assert_allclose(residual(once, q), [1, 0, 0, 0])
+    draft, logits = Draft([2, 3], [-1, -1], [q, q]), torch.from_numpy(np.log([p, p, p]))
+    found = [verify(draft, logits, Sampling(1.0, seed=seed), 0) for seed in range(200)]
+    assert {(v.tokens[0], *v.path) for v in found} == {(2, 0), (0,)}  # 3 is never accepted, 1 never drawn
 
 
 # ---------------------------------------------------------------- official rules that are not lossless
