@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from dlopt.experiments import _series
 from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN
 from dlopt.experiments.sampling import _shown
 from dlopt.lab import figures, report
@@ -150,5 +151,5 @@ def test_a_verdict_needs_every_part() -> None:
 
 
 def test_the_slope_of_a_power() -> None:
-    assert _shown.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
-    assert _shown.slope([1], [3]) is None
+    assert _series.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    assert _series.slope([1], [3]) is None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from dlopt.experiments import _series
 from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN
 from dlopt.experiments.zeroth import _shown
 from dlopt.lab import figures, report
@@ -170,9 +171,9 @@ def test_a_verdict_has_three_values() -> None:
 
 
 def test_the_slope_of_a_power_and_a_row_by_its_value() -> None:
-    assert _shown.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
-    assert _shown.slope([0, 2, 4], [0, 12, 48]) == pytest.approx(2)  # zeros have no logarithm
-    assert _shown.slope([1], [3]) is None
-    found = _shown.line("mezo", {"step": [1, 4], "ratio": [0.9, 1.1]})
+    assert _series.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    assert _series.slope([0, 2, 4], [0, 12, 48]) == pytest.approx(2)  # zeros have no logarithm
+    assert _series.slope([1], [3]) is None
+    found = _series.line("mezo", {"step": [1, 4], "ratio": [0.9, 1.1]})
     assert _shown.row_of(found, "step", 4) == {"step": 4, "ratio": 1.1}
     assert _shown.row_of(found, "step", 5) == {}

@@ -1,6 +1,7 @@
-"""The gate: draft as many tokens as give the most tokens per second, none included. It changes speed, never the text.
+"""The gate: draft as many tokens as give the most tokens per second, none included.
 
-For one round with a draft of n tokens, of which token i is reached with probability P_i::
+It changes speed, never the law of the text; with drafts that are not drawn, not the text either. For one round with a
+draft of n tokens, of which token i is reached with probability P_i::
 
     tokens per second (n) = (1 + P_1 + ... + P_n) / (v(n + 1) + seconds of drafting)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-_SURE = 16  # matches are measured up to this length
+LONGEST_MATCH = 16  # matches are measured up to this length
 
 
 class NgramIndex:
@@ -49,7 +49,7 @@ class NgramIndex:
         for n in range(min(self.longest, len(text)), self.shortest - 1, -1):
             place = self._places[n - self.shortest].get(tuple(text[-n:]))
             if place is not None:
-                most = min(place - self._starts[bisect_left(self._starts, place) - 1], len(text), _SURE)
+                most = min(place - self._starts[bisect_left(self._starts, place) - 1], len(text), LONGEST_MATCH)
                 while n < most and self.tokens[place - n - 1] == text[-n - 1]:
                     n += 1
                 return place, n

@@ -12,9 +12,8 @@ from typing import Any
 from dlopt.catalog import method
 from dlopt.speculative.automaton import BORDER, SuffixAutomaton
 from dlopt.speculative.draft import Draft
+from dlopt.speculative.ngrams import LONGEST_MATCH
 from dlopt.speculative.sampling import Sampling
-
-_SURE = 16  # levels of drafts go up to this length of a match
 
 
 class SuffixHistory:
@@ -149,7 +148,7 @@ class SuffixSession:
                     break
                 found, draft = grow(index, state, budget, limit, our.min_token_prob)
                 if found > score:
-                    score, best = found, draft._replace(level=min(level, _SURE))
+                    score, best = found, draft._replace(level=min(level, LONGEST_MATCH))
             state, matched = below, index.length[below]
         return score, best
 

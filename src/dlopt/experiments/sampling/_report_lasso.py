@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN, blank, first_reaching, partial_note
+from dlopt.experiments._series import grouped
 from dlopt.experiments.sampling._common import NAMES, VARIANTS, series
 from dlopt.experiments.sampling._shown import (
     NOTHING,
@@ -18,7 +19,6 @@ from dlopt.experiments.sampling._shown import (
     compared,
     drawable,
     figure_table,
-    grouped,
     lost,
     pair,
     panels,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlopt.experiments._present import blank, partial_note
+from dlopt.experiments._series import grouped
 from dlopt.experiments.sampling._common import series
 from dlopt.experiments.sampling._shown import (
     NOTHING,
@@ -15,7 +16,6 @@ from dlopt.experiments.sampling._shown import (
     compared,
     drawable,
     figure_table,
-    grouped,
     lost,
     pair,
     panels,

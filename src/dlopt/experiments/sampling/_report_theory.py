@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from dlopt.experiments._present import blank, interval, partial_note
-from dlopt.experiments.sampling._shown import NOTHING, Answer, grouped, line, lost, number, runs, slope, title, verdict
+from dlopt.experiments._series import grouped, line, slope
+from dlopt.experiments.sampling._shown import NOTHING, Answer, lost, number, runs, title, verdict
 from dlopt.experiments.sampling.theory import CHAINS, ORDERS, PASSES, SPREADS, STEPS
 from dlopt.lab import figures
 from dlopt.lab.record import Record

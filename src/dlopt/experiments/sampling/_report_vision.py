@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN, blank, interval, partial_note, percent
+from dlopt.experiments._series import grouped
 from dlopt.experiments.sampling._common import series
 from dlopt.experiments.sampling._shown import (
     NOTHING,
@@ -16,7 +17,6 @@ from dlopt.experiments.sampling._shown import (
     cell,
     compared,
     drawable,
-    grouped,
     lost,
     pair,
     panels,

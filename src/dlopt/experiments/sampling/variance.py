@@ -16,8 +16,9 @@ import numpy as np
 
 from dlopt import catalog
 from dlopt.experiments._present import partial_note
+from dlopt.experiments._series import grouped
 from dlopt.experiments.sampling._common import BY, VARIANTS, make, skew
-from dlopt.experiments.sampling._shown import grouped, runs, title
+from dlopt.experiments.sampling._shown import runs, title
 from dlopt.experiments.sampling.lasso import DATA, SMOKE_DATA, reference
 from dlopt.experiments.sampling.theory import gradient_norms
 from dlopt.lab.experiment import Earlier, Experiment, Stage

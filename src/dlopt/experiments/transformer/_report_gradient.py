@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from dlopt.experiments._present import blank, partial_note
-from dlopt.experiments.transformer._shown import NOTHING, Answer, done, frame, judged, line, lost, runs_table, span
+from dlopt.experiments._series import line
+from dlopt.experiments.transformer._shown import NOTHING, Answer, done, frame, judged, lost, runs_table, span
 from dlopt.experiments.transformer.gradient import DEPTHS, PLACES, SEEDS, SETTING, Config
 from dlopt.lab import figures
 from dlopt.lab.record import Record

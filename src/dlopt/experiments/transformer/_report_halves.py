@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dlopt.experiments._present import blank, curves_or_blank, interval, partial_note
+from dlopt.experiments._series import grouped, line
 from dlopt.experiments.transformer._common import BETAS, CHARACTERS, CLIP, DECAY, WARMUP
 from dlopt.experiments.transformer._shown import (
     MODELS,
@@ -15,9 +16,7 @@ from dlopt.experiments.transformer._shown import (
     Answer,
     done,
     frame,
-    grouped,
     judged,
-    line,
     lost,
     over_seeds,
     ratio_interval,

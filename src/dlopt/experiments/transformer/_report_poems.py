@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dlopt.experiments._present import blank, partial_note
+from dlopt.experiments._series import line
 from dlopt.experiments.transformer._common import split
 from dlopt.experiments.transformer._shown import (
     NOTHING,
@@ -19,7 +20,6 @@ from dlopt.experiments.transformer._shown import (
     done,
     frame,
     judged,
-    line,
     lost,
     mean_bootstrap,
     ratio_interval,

@@ -8,18 +8,9 @@ from statistics import fmean
 from typing import Any
 
 from dlopt.experiments._present import blank, interval, partial_note
+from dlopt.experiments._series import line
 from dlopt.experiments.transformer._sequences import KEYS, VALUES
-from dlopt.experiments.transformer._shown import (
-    NOTHING,
-    Answer,
-    clopper,
-    done,
-    frame,
-    judged,
-    line,
-    lost,
-    runs_table,
-)
+from dlopt.experiments.transformer._shown import NOTHING, Answer, clopper, done, frame, judged, lost, runs_table
 from dlopt.experiments.transformer._timings import HEAD_WIDTH, HEADS, LAYERS, PATTERNS, STRIDE, SUMMARY
 from dlopt.experiments.transformer.sparse import BOOKS, DISTANCES, RECALL, RECALL_STRIDE
 from dlopt.lab import figures

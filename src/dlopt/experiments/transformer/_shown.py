@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN
-from dlopt.experiments._series import grouped as grouped
-from dlopt.experiments._series import line as line
 from dlopt.experiments.transformer._common import split
 from dlopt.lab import palette
 from dlopt.lab.record import Record

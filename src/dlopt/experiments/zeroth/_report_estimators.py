@@ -7,19 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlopt.experiments._present import blank, partial_note, percent
+from dlopt.experiments._series import line
 from dlopt.experiments.zeroth._estimates import LEVELS
-from dlopt.experiments.zeroth._shown import (
-    NOTHING,
-    Answer,
-    answers,
-    drawn,
-    judged,
-    line,
-    lost,
-    number,
-    row_of,
-    runs,
-)
+from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, drawn, judged, lost, number, row_of, runs
 from dlopt.experiments.zeroth.estimators import RANKS
 from dlopt.lab.record import Record
 from dlopt.lab.report import Presentation

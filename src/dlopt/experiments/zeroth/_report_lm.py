@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlopt.experiments._present import at, blank, interval, median, p_text, partial_note, percent
+from dlopt.experiments._series import grouped
 from dlopt.experiments.zeroth._common import NAMES, SVRG
 from dlopt.experiments.zeroth._lm_steps import COSTED, INTERVAL
-from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, grouped, judged, lost, number, runs, title
+from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, judged, lost, number, runs, title
 from dlopt.experiments.zeroth.lm import (
     BOXES,
     EXAMPLES,

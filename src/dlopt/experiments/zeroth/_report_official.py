@@ -7,20 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlopt.experiments._present import blank, partial_note
+from dlopt.experiments._series import grouped, line, slope
 from dlopt.experiments.zeroth._faults import DISTANCES
-from dlopt.experiments.zeroth._shown import (
-    NOTHING,
-    Answer,
-    answers,
-    drawn,
-    grouped,
-    judged,
-    line,
-    lost,
-    number,
-    runs,
-    slope,
-)
+from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, drawn, judged, lost, number, runs
 from dlopt.lab.record import Record
 from dlopt.lab.report import Presentation
 from dlopt.lab.study import Results

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dlopt.experiments._present import at, blank, interval, median, partial_note, percent
+from dlopt.experiments._series import grouped
 from dlopt.experiments.zeroth._common import NAMES
-from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, grouped, judged, lost, panels, runs, title
+from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, judged, lost, panels, runs, title
 from dlopt.experiments.zeroth.vision import BOXES, CIFAR, HEAT_EPS, HEAT_LR, MNIST, SEEDS, SERIES, SMOKE, series_of
 from dlopt.lab import figures
 from dlopt.lab.record import Record

@@ -7,9 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN
-from dlopt.experiments._series import grouped as grouped
-from dlopt.experiments._series import line as line
-from dlopt.experiments._series import slope as slope
 from dlopt.experiments.zeroth._common import NAMES
 from dlopt.lab import figures, palette
 from dlopt.lab.record import Record
