@@ -153,3 +153,11 @@ def test_a_verdict_needs_every_part() -> None:
 def test_the_slope_of_a_power() -> None:
     assert _series.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
     assert _series.slope([1], [3]) is None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_one_seed_is_not_called_undecided() -> None:
+    shown = presented("vision", keep=lambda stage, cfg: getattr(cfg, "seed", 0) in (0, 1000))
+    column = shown.tables["tests"].iloc[:, 1]
+    assert len(column.dropna()) > 3
+    assert all("不检验" in cell for cell in column.dropna())

@@ -80,10 +80,10 @@ def pair(
 
 
 def cell(row: Comparison | None, digits: int = 2, scale: float = 1.0) -> str | None:
-    """A comparison in a table: the difference and the verdict."""
+    """A comparison in a table: the difference and the verdict; with a single seed there is no test."""
     if row is None or not row.n:
         return None
-    return f"{scale * row.difference:+.{digits}f}（{VERDICTS[row.verdict]}）"
+    return f"{scale * row.difference:+.{digits}f}（{VERDICTS[row.verdict] if row.n > 1 else '一个种子，不检验'}）"
 
 
 def sentence(row: Comparison, unit: str = "", digits: int = 2, scale: float = 1.0) -> str:
