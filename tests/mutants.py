@@ -1,22 +1,34 @@
 """Mutants: one wrong line each. The named test file must fail for every one of them, or it proves nothing.
 
 `python -m tests.mutants [NAME ...]` shows them at work; `tests/test_mutants.py` runs them with the suite. Each is applied
-to a copy of the source, and only its test file runs, against that copy.
+to a copy of the source, and only its test file runs, against that copy, in a process forked from one that has the heavy
+packages loaded already (but not dlopt): most of a mutant's time was the import of torch and transformers.
 """
 
 # ruff: noqa: E501 (lines stand here as they stand in the source)
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+LOADED = (
+    "pytest",
+    "setuptools",
+    "torch",
+    "hypothesis",
+    "scipy.stats",
+    "sklearn.linear_model",
+    "transformers.generation",
+)
+MODELS = tuple(f"transformers.models.{name}.modeling_{name}" for name in ("llama", "qwen2", "gpt2", "gpt_neox"))
+PATIENCE = 900.0  # seconds; a test file that hangs shows nothing
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ KIVI, PACKED, SCORED = (f"tests/kvcache/test_{name}.py" for name in ("kivi", "pa
 VERIFY, SPECULATE = "tests/speculative/test_verify.py", "tests/speculative/test_generate.py"
 RECORD, EXPERIMENT, RUN = "tests/lab/test_record.py", "tests/lab/test_experiment.py", "tests/lab/test_run.py"
 DATASTORE, SUFFIX, RECYCLING = (f"tests/speculative/test_{name}.py" for name in ("datastore", "suffix", "recycling"))
+CASCADE, SKIPPING, DISTILLING = (f"tests/speculative/test_{name}.py" for name in ("cascade", "layer_skip", "distill"))
 
 MUTANTS = [
     Mutant("adafactor: inverted clip", "adam/adafactor.py", ".clamp_(min=1)\n", ".clamp_(max=1)\n", ADAFACTOR),
@@ -573,6 +586,63 @@ MUTANTS = [
         "speculative: a drafting model draws without the target's settings", "speculative/model_draft.py",
         "law = self.sampling.law(logits, context)", "law = Sampling(1.0).law(logits)", "tests/speculative/test_drafters.py", "processors_apply",
     ),
+    Mutant(
+        "cascade: a lenient token carries the reviewer's law", "speculative/cascade.py",
+        "true = lenient_law(law, given, self.lenience)", "true = law", CASCADE, "exactly and 1.4",
+    ),
+    Mutant(
+        "cascade: a lenient token carries the law that it was drafted from", "speculative/cascade.py",
+        "return Written(known.token, true, 1.0), True", "return Written(known.token, given, 1.0), True", CASCADE, "exactly and 1.4",
+    ),
+    Mutant(
+        "cascade: lenience at the target", "speculative/verify.py",
+        "< acceptance(rest[token], law[token])", "< acceptance(2 * rest[token], law[token])", VERIFY, "chain-temperature and not many",
+    ),
+    Mutant(
+        "cascade: a model keeps what was rejected", "speculative/reader.py",
+        "self._crop(self._agreement(text, len(text)))", "self.held = self.held[: len(text)]", CASCADE, "twin and llama",
+    ),
+    Mutant(
+        "cascade: a smaller drafter writes the first tokens", "speculative/cascade.py",
+        "for number, length in enumerate(self.lengths[row], row):", "for number, length in reversed([*enumerate(self.lengths[row], row)]):",
+        CASCADE, "twin and llama",
+    ),
+    Mutant(
+        "draft and verify: skipped sub-layers are left behind", "speculative/sublayers.py",
+        'shell.__dict__["_modules"] = dict(module._modules)', "", SKIPPING, "left_behind",
+    ),
+    Mutant(
+        "draft and verify: drafted tokens stay in the target's cache", "speculative/layer_skip.py",
+        "    view = copy.copy(layer)\n", "    view = layer\n", SKIPPING, "silent and llama",
+    ),
+    Mutant(
+        "draft and verify: the threshold stays", "speculative/layer_skip.py",
+        "if self.drafted and self.adaptive:", "if self.drafted and not self.adaptive:", SKIPPING, "threshold_moves",
+    ),
+    Mutant(
+        "draft and verify: a full draft lowers the threshold", "speculative/layer_skip.py",
+        "else 0.0 if full else -STEP", "else -STEP", SKIPPING, "threshold_moves",
+    ),
+    Mutant(
+        "draft and verify: the likeliest token with the softmax as its law", "speculative/layer_skip.py",
+        "tokens.append(self.sampling.draw(laws[-1], len(text), DRAFT, self.rounds))", "tokens.append(int(laws[-1].argmax()))",
+        SKIPPING, "law_that_they_carry",
+    ),
+    Mutant(
+        "draft and verify: an unsure token is left out", "speculative/layer_skip.py",
+        "< self.threshold:\n", "< self.threshold:\n                tokens.pop()\n", SKIPPING, "unsure and 0.0",
+    ),
+    Mutant(
+        "skips: the search is not seeded", "speculative/skips.py", "TPESampler(seed=seed)", "TPESampler()", SKIPPING, "reproducible",
+    ),
+    Mutant(
+        "distill: the divergence the other way round", "speculative/distill.py",
+        "F.kl_div(_log_law(self.drafter, ids), wanted,", "F.kl_div(wanted, _log_law(self.drafter, ids),", DISTILLING, "formula",
+    ),
+    Mutant(
+        "distill: a resumed run begins with a new optimizer", "speculative/distill.py",
+        'self.optimizer.load_state_dict(state["optimizer"])', "pass", DISTILLING, "same_bits",
+    ),
 ]  # fmt: skip
 
 
@@ -590,16 +660,43 @@ def survives(mutant: Mutant) -> str:
             return f"the line to change stands {text.count(mutant.old)} times in {mutant.file}: mend the mutant"
         path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
         data = os.environ.get("DLOPT_DATA")  # as seen from here, not from the copy
-        where = {"PYTHONPATH": str(copy / "src")} | ({"DLOPT_DATA": str(Path(data).resolve())} if data else {})
-        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", mutant.test]
-        done = subprocess.run(
-            command + (["-k", mutant.only] if mutant.only else []),
-            cwd=copy, capture_output=True, text=True, env=os.environ | where,
-        )  # fmt: skip
+        where = {"DLOPT_DATA": str(Path(data).resolve())} if data else {}
+        arguments = ["-x", "-p", "no:cacheprovider", "-p", "no:xdist", mutant.test]
+        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is loaded already
+        arguments += ["-k", mutant.only] if mutant.only else []
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([*LOADED, *MODELS])
+        child = context.Process(target=_run_tests, args=(copy, arguments, dict(os.environ) | where))
+        child.start()
+        child.join(PATIENCE)
+        if child.exitcode is None:
+            child.kill()
+            child.join()
+        printed = (copy / "printed.txt").read_text(encoding="utf-8", errors="replace")
         # 1: tests ran and some failed. Anything else (no test found, an error of the runner) shows nothing
-        return (
-            "" if done.returncode == 1 and "FAILED" in done.stdout else f"exit {done.returncode}\n{done.stdout[-1500:]}"
-        )
+        return "" if child.exitcode == 1 and "FAILED" in printed else f"exit {child.exitcode}\n{printed[-1500:]}"
+
+
+def _run_tests(copy: Path, arguments: list[str], environment: dict[str, str]) -> None:
+    """pytest in this fresh process, as `python -m pytest` would run it inside the copy."""
+    assert "dlopt" not in sys.modules, "the process to fork from must not hold the source that is to be mutated"
+    file = os.open(copy / "printed.txt", os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.environ.clear()
+    os.environ.update(environment | {"PYTHONPATH": str(copy / "src")})  # for the processes that the tests start
+    os.chdir(copy)
+    # the tests of the copy, too: this module came from the checkout
+    for name in [name for name in sys.modules if name == "tests" or name.startswith("tests.")]:
+        del sys.modules[name]
+    sys.path[:] = [str(copy / "src"), str(copy), *(place for place in sys.path if place not in ("", str(ROOT)))]
+    sys.argv[:] = ["pytest", *arguments]
+    import pytest
+
+    code = int(pytest.main(arguments))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main() -> int:

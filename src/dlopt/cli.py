@@ -18,6 +18,7 @@ except ImportError:
 
 from dlopt import commands
 from dlopt.apps import cli as pages
+from dlopt.apps import speculative_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -247,6 +248,7 @@ def model_get(
 
 
 pages.add(app, model_app)
+speculative_cli.add(app)
 
 
 def main() -> None:

@@ -6,7 +6,11 @@ import pytest
 from dlopt import catalog
 from dlopt.speculative import (
     Best,
+    Bigram,
+    CascadeDrafter,
     DatastoreDrafter,
+    LayerSkipDrafter,
+    MaxGram,
     ModelDrafter,
     PlainDecoding,
     PromptLookup,
@@ -28,6 +32,19 @@ COUNT = 14
 def small(target):
     """A drafting model for a target."""
     return model("llama", vocabulary=target.config.vocab_size, seed=5, layers=1)
+
+
+def other(target):
+    """A larger drafting model."""
+    return model("llama", vocabulary=target.config.vocab_size, seed=6)
+
+
+def grams(target):
+    """Max-gram with bigrams of a drafting model."""
+    return MaxGram(Bigram.of_model(small(target)))
+
+
+THREE = [[2, 1, 2], [2, 1], [2]]
 
 
 def store(target):
@@ -71,6 +88,21 @@ BUILD = {
     },
     "token-recycling": {
         "": lambda target: TokenRecycling(4, 15, 4),
+    },
+    "bigram": {
+        "": lambda target: Bigram.of_model(small(target)),
+    },
+    "max-gram": {
+        "": lambda target: MaxGram(Bigram.counted(texts(target), target.config.vocab_size)),
+    },
+    "cascade": {
+        "lenient": lambda target: CascadeDrafter([small(target), grams(target)], [[3, 2], [2]], 3.0),
+        "two models": lambda target: CascadeDrafter([other(target), small(target), grams(target)], THREE, 2.0),
+        "strict": lambda target: CascadeDrafter([other(target), small(target)], [[3, 1], [2], []], 1.0),
+    },
+    "draft-and-verify": {
+        "": lambda target: LayerSkipDrafter(target, attention=[0], length=3),
+        "no exit": lambda target: LayerSkipDrafter(target, [1], [0, 1], length=3, threshold=0.0, adaptive=False),
     },
 }
 CASES = [(name, variant) for name, variants in BUILD.items() for variant in variants]

@@ -13,13 +13,17 @@ from dlopt.speculative.generate import Result, generate
 _PUBLIC = {
     "Costs": "costs",
     "Datastore": "datastore",
+    "Distillation": "distill",
     "Draft": "draft",
     "Gate": "gate",
+    "Recipe": "distill",
     "Sampling": "sampling",
+    "Skips": "skips",
     "Stats": "stats",
     "SuffixHistory": "suffix",
     "as_custom_generate": "custom",
     "calibrate": "costs",
+    "find_skips": "skips",
 }
 _get, _names = exports("speculative")
 

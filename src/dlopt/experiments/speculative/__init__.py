@@ -1,0 +1,1 @@
+"""Speculative decoding: drafters beside plain decoding, on prompts by category."""

@@ -1,0 +1,168 @@
+"""Arms of a comparison, from a line of text: `prompt-lookup:length=4/fixed,rest:store=instructions,plain-bf16`.
+
+An arm is a drafter of the catalogue with settings, "/fixed" without the gate; or one of the baselines `plain-bf16` (the
+target in 16 bits), `hf-lookup` and `hf-assisted` (transformers' own). Plain decoding in fp32 always runs beside them.
+Two settings are not the drafter's: `store` (of `rest`) and `history` (of `suffix-decoding`: on or off).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlopt import catalog
+from dlopt.lab.experiment import parse
+from dlopt.tasks import data, suggest
+from dlopt.tasks.decoding import Prompt, render
+
+PLAIN = "plain"
+BASELINES = ("plain-bf16", "hf-lookup", "hf-assisted")
+STORES = ("instructions", "books", "outputs")
+HF_LENGTH = 10
+
+
+@dataclass(frozen=True)
+class Arm:
+    """text: as it was written, the name of its figures. method: of the catalogue, or one of `BASELINES`. gated: whether
+    the gate chooses lengths."""
+
+    text: str
+    method: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    gated: bool = True
+
+
+def arms(line: str) -> list[Arm]:
+    """The arms of a line. ValueError, with a sentence, for what is unknown or stands twice."""
+    found = [_arm(piece.strip()) for piece in _pieces(line)]
+    texts = [arm.text for arm in found]
+    if not found or len(set(texts)) < len(texts) or PLAIN in texts:
+        raise ValueError(f"arms must name at least one arm, each once, without plain, which always runs; got {line!r}")
+    return found
+
+
+def _pieces(line: str) -> list[str]:
+    """Split at commas that begin a new arm, not at those between settings (`a:x=1,y=2,b` has the arms a and b)."""
+    pieces: list[str] = []
+    for part in line.split(","):
+        if "=" in part.partition(":")[0] and pieces:
+            pieces[-1] += f",{part}"
+        else:
+            pieces.append(part)
+    return pieces
+
+
+def _arm(text: str) -> Arm:
+    body, slash, how = text.partition("/")
+    if slash and how != "fixed":
+        raise ValueError(f"after the slash of an arm stands fixed, not {how!r}")
+    name, _, settings = body.partition(":")
+    known = [*BASELINES, *(m.name for m in catalog.methods("speculative", "drafter").values() if m.name != PLAIN)]
+    if name not in known:
+        raise ValueError(f"no arm is called {name!r}{suggest(name, known)}; there are {', '.join(known)}")
+    params = {}
+    for setting in filter(None, settings.split(",")):
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"a setting of an arm reads name=value, got {setting!r} in {text!r}")
+        params[key.strip()] = parse(value.strip())
+    if name in BASELINES and (params or slash):
+        raise ValueError(f"{name} takes no settings, got {text!r}")
+    if params.get("store", STORES[0]) not in STORES:
+        raise ValueError(f"store takes {', '.join(STORES)}, not {params['store']!r}")
+    if params.get("history", "on") not in ("on", "off"):
+        raise ValueError(f"history takes on or off, not {params['history']!r}")
+    return Arm(text, name, params, not slash)
+
+
+@dataclass
+class Workshop:
+    """What drafters are built from. target, tokenizer: the model. drafter: calls for a small model that drafts, if
+    there is one. outputs: token ids of earlier answers, for the store of that name."""
+
+    target: Any
+    tokenizer: Any
+    drafter: Callable[[], Any] | None = None
+    outputs: list[list[int]] = field(default_factory=list)
+    skips: Callable[[], Mapping[str, Any]] | None = None
+    _kept: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, arm: Arm, prompt: Prompt) -> Any:
+        """The drafter for one prompt. What it may keep from one to the next (a store, a history) is made once."""
+        params = dict(arm.params)
+        entry = catalog.find(arm.method)
+        make = _MAKERS.get(arm.method)
+        if make is not None:
+            return make(self, arm, params, prompt)
+        return self.once(arm.text, lambda: entry.load()(**params))
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def small(self) -> Any:
+        """The model that drafts."""
+        if self.drafter is None:
+            raise ValueError("this run has no small model to draft with")
+        return self.once("drafter", self.drafter)
+
+    def store(self, name: str) -> Any:
+        """A datastore: answers to instructions (`instructions`), novels (`books`), or earlier answers (`outputs`)."""
+        from dlopt.speculative import Datastore
+
+        documents = list(self.outputs) if name == "outputs" else [self.encode(text) for text in _texts(name)]
+        return Datastore.build([d for d in documents if d], len(self.tokenizer), self.tokenizer)
+
+
+def _texts(name: str) -> list[str]:
+    if name == "books":  # about as many characters as the instructions have
+        return [bytes(data.get("gutenberg-books").train[:1_000_000].tolist()).decode("utf-8", errors="ignore")]
+    # answers to the prompts of category "code" would hand over the very tokens that are asked for
+    code = [row.output for row in data.get("code-alpaca") if not (row.input and len(row.output) >= 150)]
+    return [row.output for row in data.get("alpaca-en")] + code
+
+
+def _llma(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> Any:
+    references = [shop.encode(text) for text in prompt.references] or [render(shop.tokenizer, prompt.text)]
+    return catalog.find(arm.method).load()(references, **params)
+
+
+def _rest(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> Any:
+    name = params.pop("store", STORES[0])
+    store = shop.once(f"store {name}", lambda: shop.store(name))
+    return catalog.find(arm.method).load()(store, **params)
+
+
+def _suffix(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> Any:
+    from dlopt.speculative import SuffixHistory
+
+    kept = params.pop("history", "on") == "on"
+    history = shop.once(f"history {arm.text}", SuffixHistory) if kept else None
+    return catalog.find(arm.method).load()(history, **params)
+
+
+def _small(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> Any:
+    return catalog.find(arm.method).load()(shop.small(), **params)
+
+
+def _best(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> Any:
+    """Lookup in the text, and the history of earlier answers."""
+    parts = [
+        catalog.find("prompt-lookup").load()(max_ngram=4),
+        _suffix(shop, Arm(arm.text, "suffix-decoding"), {}, prompt),
+    ]
+    return catalog.find(arm.method).load()(parts, **params)
+
+
+_MAKERS: Mapping[str, Callable[[Workshop, Arm, dict[str, Any], Prompt], Any]] = {
+    "llma": _llma,
+    "rest": _rest,
+    "suffix-decoding": _suffix,
+    "speculative-sampling": _small,
+    "best-of-drafts": _best,
+}

@@ -1,0 +1,181 @@
+"""Drafted beside plain decoding: every prompt by every arm in turn, CPU time of one thread, output compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dlopt.experiments.speculative._arms import BASELINES, HF_LENGTH, PLAIN, Arm, Workshop
+from dlopt.speculative import Gate, Stats, generate
+from dlopt.tasks.decoding import Prompt, render
+
+TIE = (
+    1e-2  # logits: where the two likeliest tokens are nearer than this, block and single passes may choose differently
+)
+
+
+@dataclass
+class Settings:
+    """tokens: new ones, at most. temperature, seed: of sampling; prompt i uses seed + i."""
+
+    tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclass
+class Told:
+    """One prompt by one arm. tokens: new ones. cpu, seconds: of decoding, after the prefill. stats: of our engine."""
+
+    tokens: list[int]
+    cpu: float
+    seconds: float
+    prefill: float
+    stats: Stats | None = None
+
+
+def measure(
+    shop: Workshop,
+    arms: Sequence[Arm],
+    prompts: Sequence[Prompt],
+    how: Settings,
+    progress: Callable[[int, int], object],
+) -> dict[str, list[Told]]:
+    """{arm: one `Told` a prompt}, the plain one first. The order of arms rotates from prompt to prompt.
+
+    One gate and one cost table serve all prompts of an arm, as they would in a service. RuntimeError if the greedy
+    output of an arm of ours differs from plain decoding where no tie explains it.
+    """
+    runners: dict[str, Callable[[Prompt, list[int], int], Told]] = {PLAIN: _ours(shop, None, how)}
+    runners |= {arm.text: _runner(shop, arm, how) for arm in arms}
+    found: dict[str, list[Told]] = {name: [] for name in runners}
+    warm = render(shop.tokenizer, prompts[0].text)[:32]
+    generate(shop.target, [warm], max_new_tokens=2, eos=None)
+    for number, prompt in enumerate(prompts):
+        ids = render(shop.tokenizer, prompt.text)
+        order = list(runners)
+        order = order[number % len(order) :] + order[: number % len(order)]
+        for name in order:
+            found[name].append(runners[name](prompt, ids, how.seed + number))
+        for arm in arms:
+            if arm.method not in BASELINES:
+                _same(shop, arm, ids, found[PLAIN][-1].tokens, found[arm.text][-1].tokens, how)
+        shop.outputs.append(found[PLAIN][-1].tokens)
+        for key, kept in shop._kept.items():
+            if key.startswith("history "):
+                kept.add(found[PLAIN][-1].tokens)
+        progress(number + 1, len(prompts))
+    return found
+
+
+def _runner(shop: Workshop, arm: Arm, how: Settings) -> Callable[[Prompt, list[int], int], Told]:
+    return _theirs(shop, arm, how) if arm.method in BASELINES else _ours(shop, arm, how)
+
+
+def _ours(shop: Workshop, arm: Arm | None, how: Settings) -> Callable[[Prompt, list[int], int], Told]:
+    from dlopt.speculative.costs import costs_of
+
+    gate: Gate | bool = Gate(costs_of(shop.target)) if arm is not None and arm.gated else False
+
+    def run(prompt: Prompt, ids: list[int], seed: int) -> Told:
+        drafter = None if arm is None else shop.build(arm, prompt)
+        began, cpu = time.perf_counter(), time.process_time()
+        found = generate(shop.target, [ids], drafter, max_new_tokens=how.tokens, temperature=how.temperature, seed=seed,
+                         gate=gate)  # fmt: skip
+        cpu, seconds = time.process_time() - cpu, time.perf_counter() - began
+        stats = found.stats
+        # one thread works all the while, so the prefill's share of the CPU time is its share of the clock's
+        decoding = stats.decode_seconds / max(stats.total_seconds, 1e-9)
+        return Told(found.tokens[0], cpu * decoding, seconds * decoding, seconds * (1 - decoding), stats)
+
+    return run
+
+
+def _theirs(shop: Workshop, arm: Arm, how: Settings) -> Callable[[Prompt, list[int], int], Told]:
+    """`transformers`' own decoding, or ours in 16 bits. The prefill is timed apart, by a call for one token."""
+    extra: dict[str, Any] = {}
+    model = shop.target
+    if arm.method == "hf-lookup":
+        extra = {"prompt_lookup_num_tokens": HF_LENGTH}
+    elif arm.method == "hf-assisted":
+        extra = {"assistant_model": shop.small()}
+    else:
+        model = shop.once("bf16", lambda: _copy(shop.target))
+    sampled = (
+        {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
+        if how.temperature
+        else {"do_sample": False}
+    )
+
+    def call(ids: list[int], tokens: int, seed: int) -> list[int]:
+        if model is not shop.target:
+            made = generate(model, [ids], max_new_tokens=tokens, temperature=how.temperature, seed=seed)
+            return made.tokens[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            row = torch.tensor([ids])
+            out = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=tokens, **sampled, **extra)
+        return out[0, len(ids) :].tolist()
+
+    def timed(ids: list[int], tokens: int, seed: int) -> tuple[list[int], float, float]:
+        began, cpu = time.perf_counter(), time.process_time()
+        made = call(ids, tokens, seed)
+        return made, time.process_time() - cpu, time.perf_counter() - began
+
+    def run(prompt: Prompt, ids: list[int], seed: int) -> Told:
+        _, first_cpu, first = timed(ids, 1, seed)
+        made, cpu, seconds = timed(ids, how.tokens, seed)
+        return Told(made, max(cpu - first_cpu, 1e-9), max(seconds - first, 1e-9), first)
+
+    return run
+
+
+def _copy(model: Any) -> Any:
+    import copy
+
+    return copy.deepcopy(model).to(torch.bfloat16)
+
+
+@torch.no_grad()
+def _same(shop: Workshop, arm: Arm, ids: list[int], plain: list[int], ours: list[int], how: Settings) -> None:
+    """RuntimeError where text differs that must not: greedy, or drafts that are not drawn, at equal seed."""
+    if ours == plain or (how.temperature and arm.method in ("speculative-sampling", "cs-drafting", "draft-verify")):
+        return
+    place = next((i for i, (a, b) in enumerate(zip(plain, ours)) if a != b), min(len(plain), len(ours)))
+    if not how.temperature and place < min(len(plain), len(ours)):
+        logits = shop.target(input_ids=torch.tensor([ids + plain[:place]])).logits[0, -1]
+        if abs(float(logits[plain[place]] - logits[ours[place]])) < TIE:
+            return
+    raise RuntimeError(f"{arm.text} does not give the text of plain decoding: they differ at new token {place}")
+
+
+def repetition(tokens: Sequence[int], n: int = 4) -> float:
+    """Share of a text's n-grams that occurred in it before; 0 for a text shorter than n."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def summed(found: Mapping[str, Sequence[Told]]) -> dict[str, Any]:
+    """{"ARM FIGURE": value} of all arms: lists by prompt, and sums of counts."""
+    told: dict[str, Any] = {}
+    plain = found[PLAIN]
+    for name, rows in found.items():
+        told[f"{name} cpu"] = [round(row.cpu, 5) for row in rows]
+        told[f"{name} seconds"] = [round(row.seconds, 5) for row in rows]
+        told[f"{name} prefill"] = [round(row.prefill, 5) for row in rows]
+        told[f"{name} tokens"] = [len(row.tokens) for row in rows]
+        told[f"{name} same"] = [row.tokens == other.tokens for row, other in zip(rows, plain)]
+        parts = [row.stats for row in rows if row.stats is not None]
+        if parts and name != PLAIN:
+            whole = Stats.sum(parts)
+            told[f"{name} rounds"] = [part.rounds for part in parts]
+            keep = ("drafted", "accepted", "offered", "taken", "draft_seconds", "target_seconds", "verify_seconds",
+                    "total_seconds", "prefill_seconds", "predicted_speedup")  # fmt: skip
+            told |= {f"{name} {figure}": getattr(whole, figure) for figure in keep}
+            told[f"{name} widths"] = {str(width): count for width, count in sorted(whole.widths.items())}
+    told["repetition"] = [round(repetition(row.tokens), 4) for row in plain]
+    return told

@@ -1,0 +1,153 @@
+"""Drafters beside plain decoding on one category of prompts: identical text, fewer passes, and how much faster.
+
+The target is SmolLM2-135M-Instruct in fp32 on one thread. Every prompt is decoded by every arm in turn, so that what
+else the machine does falls on all of them; speed is CPU time after the prefill. An arm's speed-up is the plain time per
+token over the arm's, over all prompts together, with an interval from resampling prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from dlopt.experiments.speculative._arms import Workshop, arms
+from dlopt.experiments.speculative._measure import Settings, measure, summed
+from dlopt.experiments.speculative._toy import TOY, toy, toy_drafter, toy_prompts
+from dlopt.lab.experiment import Earlier, Experiment, Stage
+from dlopt.lab.log import Log, Skipped
+from dlopt.lab.report import Presentation
+from dlopt.lab.study import Results
+from dlopt.tasks import decoding
+from dlopt.tasks.models import pretrained
+
+SMOLLM2 = "smollm2-135m-instruct-q4_1"
+COPYING = ("retrieval", "articles", "rewriting", "code", "qa", "chat")
+LOOKUP = ("plain-bf16,hf-lookup,prompt-lookup,prompt-lookup/fixed,llma,llma/fixed,rest,rest/fixed,suffix-decoding,"
+          "token-recycling,best-of-drafts")  # fmt: skip
+LENGTHS = ",".join(f"prompt-lookup:length={n}/fixed" for n in (2, 4, 7, 10, 16))
+TREES = ("suffix-decoding:tree=false/fixed,suffix-decoding/fixed,token-recycling:nodes=3/fixed,"
+         "token-recycling:nodes=7/fixed,token-recycling:nodes=24/fixed")  # fmt: skip
+STORES = "rest:store=instructions/fixed,rest:store=books/fixed,rest:store=outputs/fixed"
+DRAWN = "prompt-lookup,llma,suffix-decoding,best-of-drafts"
+
+
+@dataclass(frozen=True)
+class Config:
+    """category: of `tasks.decoding`. arms: see `_arms`. model: a name of the registry, or "toy". drafter: a folder with
+    the small model that drafts; "" for none. prompts: how many, from number `first` on. tokens: new ones, at most.
+    temperature: 0 is greedy. seed: of sampling."""
+
+    category: str = "chat"
+    arms: str = LOOKUP
+    model: str = SMOLLM2
+    drafter: str = ""
+    prompts: int = 20
+    first: int = 0
+    tokens: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+
+
+def check(cfg: Config) -> None:
+    """Refuse what cannot run, before anything is written."""
+    arms(cfg.arms)
+    if cfg.tokens < 2 or not cfg.temperature >= 0:
+        raise ValueError(f"tokens must be at least 2 and temperature 0 or more, got {cfg.tokens}, {cfg.temperature}")
+    if cfg.model != TOY:
+        pretrained.find(cfg.model)
+        decoding.prompts(cfg.category, cfg.prompts, cfg.first)
+    elif cfg.prompts < 1:
+        raise ValueError(f"prompts must be at least 1, got {cfg.prompts}")
+
+
+def identity(cfg: Config) -> dict[str, str]:
+    """sha256 of prompts and weights."""
+    return {} if cfg.model == TOY else decoding.identity(cfg.category) | pretrained.identity(cfg.model)
+
+
+def run(cfg: Config, log: Log) -> Mapping[str, Any]:
+    """All arms on all prompts."""
+    torch.set_grad_enabled(False)
+    try:
+        shop, prompts = _workshop(cfg)
+        found = measure(shop, arms(cfg.arms), prompts, Settings(cfg.tokens, cfg.temperature, cfg.seed), log.progress)
+    finally:
+        torch.set_grad_enabled(True)
+    told = summed(found)
+    from dlopt.speculative.costs import costs_of
+
+    table = costs_of(shop.target)
+    return told | {
+        "costs": {str(k): s for k, s in zip(table.lengths, table.seconds)},
+        "prompt_tokens": [len(decoding.render(shop.tokenizer, p.text)) for p in prompts],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _workshop(cfg: Config) -> tuple[Workshop, Sequence[decoding.Prompt]]:
+    if cfg.model == TOY:
+        model, tokenizer = toy()
+        return Workshop(model, tokenizer, toy_drafter), toy_prompts(cfg.prompts)
+    if pretrained.state(cfg.model) != "here":
+        raise Skipped(f"the model is not here: run `dlopt model get {cfg.model}` first")
+    model, tokenizer = pretrained.load(cfg.model)
+    small = partial(_small, cfg.drafter) if cfg.drafter else None
+    return Workshop(model.eval(), tokenizer, small), decoding.prompts(cfg.category, cfg.prompts, cfg.first)
+
+
+def _small(folder: str) -> Any:
+    return pretrained.load(folder)[0].eval()
+
+
+def grid(line: str, categories: Sequence[str] = decoding.CATEGORIES, **more: Any) -> Any:
+    """One run a category."""
+    return lambda earlier: [Config(category=c, arms=line, **more) for c in categories]
+
+
+def tempered(earlier: Earlier) -> Sequence[Config]:
+    """Drawn text at two temperatures."""
+    return [
+        Config(category=c, arms=DRAWN, temperature=t, prompts=10) for t in (0.5, 1.0) for c in ("rewriting", "chat")
+    ]
+
+
+def minutes(cfg: Config) -> float:
+    """On one core of a 2026 server."""
+    if cfg.model == TOY:
+        return 0.05
+    return cfg.prompts * (1 + len(arms(cfg.arms))) * (cfg.tokens * 0.05 + 0.7) / 60
+
+
+def present(results: Results) -> Presentation:
+    """Values, tables and figures of the report."""
+    from dlopt.experiments.speculative._report_bench import present as made
+
+    return made(results)
+
+
+SMOKE = "prompt-lookup,prompt-lookup:length=3/fixed,suffix-decoding,speculative-sampling:length=2/fixed,hf-lookup"
+FEW = {"prompts": 10}
+experiment = Experiment(
+    name="speculative/bench",
+    config=Config,
+    run=run,
+    version=1,
+    stages={
+        "smoke": (Stage("lookup", grid(SMOKE, ("chat",), model=TOY, prompts=3, tokens=12), minutes, "a tiny model"),),
+        "cpu": (
+            Stage("lookup", grid(LOOKUP), minutes, "drafters that look up, 20 prompts of each of 9 categories"),
+            Stage("stores", grid(STORES, ("code", "chat"), **FEW), minutes, "kinship of the datastore"),
+            Stage("trees", grid(TREES, ("code", "chat"), **FEW), minutes, "tree against chain"),
+            Stage("lengths", grid(LENGTHS, ("rewriting", "code", "chat"), **FEW), minutes, "fixed draft lengths"),
+            Stage("drawn", tempered, minutes, "temperature 0.5 and 1"),
+        ),
+    },
+    identity=identity,
+    check=check,
+    present=present,
+    primary="repetition",
+)

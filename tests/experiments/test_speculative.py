@@ -1,0 +1,165 @@
+"""The comparison of drafters: arms from text, a run at smoke scale, and the report's verdicts from made-up records."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from dlopt import experiments
+from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN
+from dlopt.experiments.speculative import _measure, bench
+from dlopt.experiments.speculative._arms import Workshop, arms
+from dlopt.experiments.speculative._measure import Told, repetition
+from dlopt.experiments.speculative._names import title
+from dlopt.experiments.speculative._ratios import speedup
+from dlopt.experiments.speculative._toy import toy
+from dlopt.lab import figures, report
+from dlopt.lab.run import Settings
+from dlopt.lab.study import Study, collect
+from tests.experiments import made_up_speculative as made_up
+
+ROOT = Path(__file__).parents[2]
+REPORT = ROOT / "reports" / "speculative" / "report.typ"
+
+
+def test_arms_are_read_from_a_line() -> None:
+    found = arms("prompt-lookup:length=4,max_ngram=2/fixed, rest:store=outputs,plain-bf16")
+    assert [(a.method, dict(a.params), a.gated) for a in found] == [
+        ("prompt-lookup", {"length": 4, "max_ngram": 2}, False),
+        ("rest", {"store": "outputs"}, True),
+        ("plain-bf16", {}, True),
+    ]
+    assert title(found[0].text) == "PromptLookup（length=4,max_ngram=2），定长"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("promt-lookup", "did you mean prompt-lookup"),
+        ("prompt-lookup,prompt-lookup", "each once"),
+        ("plain", "no arm is called 'plain'"),
+        ("llma/free", "stands fixed, not 'free'"),
+        ("llma:length", "reads name=value"),
+        ("rest:store=web", "store takes"),
+        ("suffix-decoding:history=2", "history takes on or off"),
+        ("hf-lookup:length=2", "takes no settings"),
+        ("", "no arm is called"),
+    ],
+)
+def test_bad_arms_are_told(line: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        arms(line)
+
+
+def test_the_smoke_stages_run_end_to_end(tmp_path: Path) -> None:
+    study = Study(experiments.load("speculative/bench"), "smoke")
+    plans = study.conduct(Settings(tmp_path))
+    records = [r for plan in plans for r in plan.records.values()]
+    assert [r.status for r in records] == ["done"], [r.reason for r in records]
+    (record,) = records
+    found = record.summary
+    assert found["plain tokens"] == [12, 12, 12]
+    for arm in arms(bench.SMOKE):
+        assert found[f"{arm.text} same"] == [True] * 3
+        assert len(found[f"{arm.text} cpu"]) == 3
+        value = speedup(record, arm.text)
+        assert value is not None
+        assert value.low <= value.mean <= value.high
+    assert found["prompt-lookup:length=3/fixed drafted"] > 0
+    assert sum(found["speculative-sampling:length=2/fixed rounds"]) <= 33
+    assert study.experiment.present(collect(study, tmp_path)).values["prompts"] is not None
+
+
+def test_text_that_differs_from_plain_decoding_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = toy()
+    right = _measure._ours
+
+    def wrong(shop: Workshop, arm: Any, how: Any) -> Any:
+        run = right(shop, arm, how)
+        if arm is None:
+            return run
+        return lambda *given: (lambda t: Told([*t.tokens[:-1], (t.tokens[-1] + 1) % 256], t.cpu, t.seconds, t.prefill,
+                                              t.stats))(run(*given))  # fmt: skip
+
+    monkeypatch.setattr(_measure, "_ours", wrong)
+    monkeypatch.setattr(_measure, "TIE", 0.0)
+    with pytest.raises(RuntimeError, match="does not give the text of plain decoding: they differ at new token 5"):
+        _measure.measure(Workshop(model, tokenizer), arms("prompt-lookup/fixed"), bench.toy_prompts(1),
+                         _measure.Settings(6, 0.0, 0), lambda done, total: None)  # fmt: skip
+
+
+def test_repetition_counts_what_was_there_before() -> None:
+    assert repetition([1, 2, 3, 4, 5]) == 0
+    assert repetition([1, 2] * 5) == pytest.approx(1 - 2 / 7)
+    assert repetition([1]) == 0
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is drawn: for tests of what is said."""
+    for name in ("curves", "bars"):
+        monkeypatch.setattr(figures, name, lambda *args, **options: Figure())
+
+
+def presented(**more: Any) -> Any:
+    found = made_up.results(**more)
+    return found.experiment.present(found)
+
+
+def test_the_report_compiles_and_shows_all_that_is_made(tmp_path: Path) -> None:
+    shown = report.merge("speculative", {"speculative/bench": presented()})
+    pdf = report.build("speculative", shown, ROOT, tmp_path)[0].read_bytes()
+    assert 8 <= max(int(n) for n in re.findall(rb"/Count (\d+)", pdf)) <= 20
+    assert report.unused("speculative", shown, ROOT) == []
+    assert not shown.notes
+    used = set(re.findall(r'\bv\("([^"]+)"', REPORT.read_text(encoding="utf-8")))
+    assert set(shown.values) == used
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_predictions_that_hold_are_confirmed() -> None:
+    shown = presented()
+    judged = {k: v for k, v in shown.values.items() if k.startswith("verdict.")}
+    assert len(judged) == 10
+    assert set(judged.values()) == {CONFIRMED}, {k: shown.values[k.replace("verdict", "answer")] for k in judged}
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("question", "arm", "speed"),
+    [
+        (1, ("math", "prompt-lookup"), 0.9),
+        (2, ("rewriting", "prompt-lookup"), 1.5),
+        (3, ("qa", "prompt-lookup"), 1.2),
+        (4, ("chat", "prompt-lookup/fixed"), 1.1),
+        (5, ("math", "hf-lookup"), 1.3),
+        (6, ("chat", "plain-bf16"), 1.1),
+        (7, ("chat", "rest:store=books/fixed"), 1.5),
+        (10, "best-of-drafts", 0.9),
+    ],
+)
+def test_the_opposite_is_contradicted(question: int, arm: Any, speed: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(made_up.SPEED, arm, speed)
+    if question == 10:
+        monkeypatch.delitem(made_up.SPEED, ("rewriting", "best-of-drafts"))
+    assert presented().values[f"verdict.q{question}"] == CONTRADICTED
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_no_record_at_all_still_gives_every_key() -> None:
+    shown, full = presented(keep=lambda stage, cfg: False), presented()
+    assert any("不完整" in note for note in shown.notes)
+    assert set(shown.values) == set(full.values)
+    assert set(shown.tables) == set(full.tables)
+    assert set(shown.figures) == set(full.figures)
+    assert {v for k, v in shown.values.items() if k.startswith("verdict")} == {OPEN}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_that_failed_are_named() -> None:
+    shown = presented(status=lambda cfg: "failed" if cfg.category == "code" else "done")
+    assert any("代码：失败" in note for note in shown.notes)
