@@ -207,3 +207,9 @@ def test_a_missing_font_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_interval_like_values() -> None:
     assert canvas.spread(Interval(2.0, 1.0, 4.0)) == (2.0, 1.0, 4.0)
     assert canvas.spread(3) == (3.0, 3.0, 3.0)
+
+
+def test_the_bar_of_a_single_run_is_labelled():
+    one = Interval(0.5, float("nan"), float("nan"))
+    (label,) = [t for t in figures.bars({"lion": one}, "accuracy").axes[0].texts if "50" in t.get_text()]
+    assert label.xy == (0.5, 0)

@@ -82,7 +82,7 @@ def bars(
                 ends = [[mean - low], [high - mean]]
                 axes.errorbar(mean, row, xerr=ends, color="white", capsize=4, linewidth=3, capthick=3)  # a halo
                 axes.errorbar(mean, row, xerr=ends, color="#444444", capsize=3, linewidth=1.1)
-            _beside(axes, write(mean), max(high, mean), row)
+            _beside(axes, write(mean), high if high > mean else mean, row)  # one run has no interval
         _rows(axes, list(values), names)
         return canvas.finish(figure)
 

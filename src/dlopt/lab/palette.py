@@ -50,8 +50,8 @@ _KNOWN = {
     "dgd": 0, "extra": 1, "gradient_tracking": 2, "exact_diffusion": 3, "ef14": 4, "ef21": 5, "local_sgd": 6,
     "fedavg": 7, "scaffold": 8, "fedvarp": 9, "diloco": 0,
     "topk": 0, "randk": 1, "sign": 2, "qsgd": 3, "natural": 4, "powersgd": 5,
-    "model": 0, "cascade": 1, "reference": 2, "layer_skip": 3, "datastore": 4, "prompt_lookup": 5, "suffix": 6,
-    "token_recycling": 7, "best": 8,
+    "speculative_sampling": 0, "cascade": 1, "llma": 2, "draft_and_verify": 3, "rest": 4, "prompt_lookup": 5,
+    "suffix_decoding": 6, "token_recycling": 7, "best_of_drafts": 8,
 }  # fmt: skip
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 

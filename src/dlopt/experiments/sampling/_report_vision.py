@@ -55,7 +55,7 @@ def present(results: Results) -> Presentation:
         some = next((r.summary for r in [*final, *deeper] if _task(r) == t and r.status == "done"), {})
         shown.values[f"{t}.parameters"] = some.get("parameters")
     for t in MARGIN:
-        shown.values[f"{t}.seeds"] = len({r.config["seed"] for r in final if _task(r) == t})
+        shown.values[f"{t}.seeds"] = _seeds(sets.get(t, {}))
     for t in list(sets) or ["mnist-vgg8-half", "cifar10-resnet8"]:
         shown.tables[_short(t)] = _main(sets.get(t, {}))
     for t in MARGIN:
@@ -84,6 +84,12 @@ def present(results: Results) -> Presentation:
 
 def _task(record: Record) -> str:
     return str(record.config["task"])
+
+
+def _seeds(groups: Groups) -> int | str:
+    """How many seeds each sampler has; where they differ, the least and the most."""
+    counts = sorted({len({r.config["seed"] for r in group}) for group in groups.values()}) or [0]
+    return counts[0] if len(counts) == 1 else f"{counts[0]} 至 {counts[-1]}"
 
 
 def _short(task: str) -> str:

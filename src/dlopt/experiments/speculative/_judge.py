@@ -24,6 +24,7 @@ ByCategory = Mapping[str, Sequence[Record]]
 LOOKUP, FIXED, THEIRS, BF16 = "prompt-lookup", "prompt-lookup/fixed", "hf-lookup", "plain-bf16"
 NEVER_SLOWER, REWRITING, OTHERS, DRAFTS = 0.95, 1.6, 1.3, 1.1
 OWN_STORE, AGREES, IMAGINED = 1.3, 0.10, 1.5
+IN_TEXT = (FIXED, "llma/fixed")  # question 9: drafters that look up in the text at hand
 NOTHING: Answer = (None, "所依据的运行不齐全，按规则记为未定。")
 
 
@@ -143,7 +144,7 @@ def _model(main: ByCategory) -> Answer:
 
 def _gpu(main: ByCategory) -> Answer:
     rows = {arm: v for r in main.get("rewriting", ()) for arm in drafters(r)
-            if arm.endswith("/fixed") and (v := imagined(r, arm)) is not None}  # fmt: skip
+            if arm in IN_TEXT and (v := imagined(r, arm)) is not None}  # fmt: skip
     if not rows:
         return NOTHING
     least = min(rows, key=lambda arm: rows[arm])

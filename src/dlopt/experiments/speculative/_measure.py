@@ -13,9 +13,9 @@ from dlopt.experiments.speculative._arms import BASELINES, HF_LENGTH, PLAIN, Arm
 from dlopt.speculative import Gate, Stats, generate
 from dlopt.tasks.decoding import Prompt, render
 
-TIE = (
-    1e-2  # logits: where the two likeliest tokens are nearer than this, block and single passes may choose differently
-)
+# where the two likeliest tokens are nearer than this in their logits, block and single passes may choose differently
+TIE = 1e-2
+DRAWN = ("speculative-sampling", "cascade", "draft-and-verify")  # at a temperature: equal in law, not in text
 
 
 @dataclass
@@ -64,7 +64,6 @@ def measure(
         for arm in arms:
             if arm.method not in BASELINES:
                 _same(shop, arm, ids, found[PLAIN][-1].tokens, found[arm.text][-1].tokens, how)
-        shop.outputs.append(found[PLAIN][-1].tokens)
         for key, kept in shop._kept.items():
             if key.startswith("history "):
                 kept.add(found[PLAIN][-1].tokens)
@@ -143,7 +142,7 @@ def _copy(model: Any) -> Any:
 @torch.no_grad()
 def _same(shop: Workshop, arm: Arm, ids: list[int], plain: list[int], ours: list[int], how: Settings) -> None:
     """RuntimeError where text differs that must not: greedy, or drafts that are not drawn, at equal seed."""
-    if ours == plain or (how.temperature and arm.method in ("speculative-sampling", "cs-drafting", "draft-verify")):
+    if ours == plain or (how.temperature and arm.method in DRAWN):
         return
     place = next((i for i, (a, b) in enumerate(zip(plain, ours)) if a != b), min(len(plain), len(ours)))
     if not how.temperature and place < min(len(plain), len(ours)):
@@ -151,6 +150,12 @@ def _same(shop: Workshop, arm: Arm, ids: list[int], plain: list[int], ours: list
         if abs(float(logits[plain[place]] - logits[ours[place]])) < TIE:
             return
     raise RuntimeError(f"{arm.text} does not give the text of plain decoding: they differ at new token {place}")
+
+
+def earlier(shop: Workshop, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
+    """Greedy answers to other prompts, for a datastore of the model's own outputs."""
+    rows = [render(shop.tokenizer, prompt.text) for prompt in prompts]
+    return [generate(shop.target, [ids], max_new_tokens=tokens).tokens[0] for ids in rows]
 
 
 def repetition(tokens: Sequence[int], n: int = 4) -> float:

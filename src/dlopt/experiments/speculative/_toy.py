@@ -15,6 +15,9 @@ class Bytes256:
     def __len__(self) -> int:
         return 256
 
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(i): i for i in range(256)}
+
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
         return {"input_ids": list(text.encode())}
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dlopt.experiments.speculative._arms import Workshop, arms
-from dlopt.experiments.speculative._measure import Settings, measure, summed
+from dlopt.experiments.speculative._measure import Settings, earlier, measure, summed
 from dlopt.experiments.speculative._toy import TOY, toy, toy_drafter, toy_prompts
 from dlopt.lab.experiment import Earlier, Experiment, Stage
 from dlopt.lab.log import Log, Skipped
@@ -60,6 +60,8 @@ def check(cfg: Config) -> None:
     if cfg.model != TOY:
         pretrained.find(cfg.model)
         decoding.prompts(cfg.category, cfg.prompts, cfg.first)
+        if "store=outputs" in cfg.arms:
+            _others(cfg)
     elif cfg.prompts < 1:
         raise ValueError(f"prompts must be at least 1, got {cfg.prompts}")
 
@@ -74,6 +76,8 @@ def run(cfg: Config, log: Log) -> Mapping[str, Any]:
     torch.set_grad_enabled(False)
     try:
         shop, prompts = _workshop(cfg)
+        if "store=outputs" in cfg.arms:  # of prompts that are not measured
+            shop.outputs = earlier(shop, _others(cfg), cfg.tokens)
         found = measure(shop, arms(cfg.arms), prompts, Settings(cfg.tokens, cfg.temperature, cfg.seed), log.progress)
     finally:
         torch.set_grad_enabled(True)
@@ -97,6 +101,13 @@ def _workshop(cfg: Config) -> tuple[Workshop, Sequence[decoding.Prompt]]:
     model, tokenizer = pretrained.load(cfg.model)
     small = partial(_small, cfg.drafter) if cfg.drafter else None
     return Workshop(model.eval(), tokenizer, small), decoding.prompts(cfg.category, cfg.prompts, cfg.first)
+
+
+def _others(cfg: Config) -> Sequence[decoding.Prompt]:
+    """As many prompts of the category as are measured, after them."""
+    if cfg.model == TOY:
+        return toy_prompts(2 * cfg.prompts)[cfg.prompts :]
+    return decoding.prompts(cfg.category, cfg.prompts, cfg.first + cfg.prompts)
 
 
 def _small(folder: str) -> Any:
@@ -129,7 +140,8 @@ def present(results: Results) -> Presentation:
     return made(results)
 
 
-SMOKE = "prompt-lookup,prompt-lookup:length=3/fixed,suffix-decoding,speculative-sampling:length=2/fixed,hf-lookup"
+SMOKE = ("prompt-lookup,prompt-lookup:length=3/fixed,suffix-decoding,speculative-sampling:length=2/fixed,"
+         "rest:store=outputs/fixed,hf-lookup")  # fmt: skip
 FEW = {"prompts": 10}
 experiment = Experiment(
     name="speculative/bench",
