@@ -68,7 +68,7 @@ pd.DataFrame(rows).T.round(2)
 # %%
 drawn = generate(model, [prompt], max_new_tokens=32, temperature=0.8, seed=3)
 drafted = generate(model, [prompt], PromptLookup(), max_new_tokens=32, temperature=0.8, seed=3, gate=False)
-drawn.tokens == drafted.tokens
+print(drawn.tokens == drafted.tokens)
 
 # %% [markdown]
 # ### 草稿多长才划算：期望词元数与 v(k)
