@@ -12,10 +12,11 @@ import numpy as np
 
 from dlopt.experiments.adam import _report, lm, resnet
 from dlopt.experiments.adam._common import NAMED, SEEDS, TUNING_SEED, methods, trials
-from dlopt.lab.experiment import Experiment, resolved
-from dlopt.lab.record import Record, plain
+from dlopt.lab.experiment import Experiment
+from dlopt.lab.record import Record
 from dlopt.lab.study import Results
 from dlopt.tasks import models
+from tests.experiments import made_up
 
 ACCURACY = {"adam": 0.775, "adamw": 0.78, "adafactor": 0.77, "sophia-g": 0.765, "adam-mini": 0.778, "lion": 0.776,
             "muon": 0.80, "sgd": 0.785}  # fmt: skip
@@ -84,21 +85,9 @@ def record(
         else:
             summary["test_bits"] = summary["test_loss"] / math.log(2)
     summary |= more
-    empty = status in ("failed", "skipped")
-    return Record(
-        key=f"{zlib.crc32(repr(cfg).encode()):016x}",
-        experiment=experiment.name,
-        version=1,
-        config=plain(resolved(cfg)),
-        overrides={},
-        identity={},
-        device="cpu",
-        status=status,
-        reason="" if status == "done" else "made up",
-        summary=summary,
-        curve={} if empty else curve,
-        bytes={} if empty else {"weights": 4 * count, "gradients": 4 * count, "state": state, "saved": 9 * 10**7},
-    )
+    seconds, empty = summary.pop("seconds"), status in ("failed", "skipped")
+    bytes_ = {} if empty else {"weights": 4 * count, "gradients": 4 * count, "state": state, "saved": 9 * 10**7}
+    return made_up.record(experiment, cfg, summary, curve, status, seconds=seconds, bytes=bytes_)
 
 
 def experiment_task(experiment: Experiment, cfg: Any) -> Any:

@@ -10,9 +10,10 @@ import numpy as np
 
 from dlopt import experiments
 from dlopt.experiments.kvcache._common import KEEPING, budget_of, series_of
-from dlopt.lab.experiment import Earlier, resolved
-from dlopt.lab.record import Record, plain
+from dlopt.lab.experiment import Earlier
+from dlopt.lab.record import Record
 from dlopt.lab.study import Results
+from tests.experiments.made_up import record
 
 # divergence of a cache from the full one; that of a method which forgets falls with its budget
 LEVEL = {"full": 0.0, "int8": 1e-4, "int4": 0.02, "kivi-8": 1e-5, "kivi-4": 0.0025, "kivi-2": 0.09, "window": 1.4,
@@ -94,22 +95,7 @@ def results(
                 continue
             made = RUNS[part](cfg, {**LEVEL, **(level or {})})
             summary, curve = made if isinstance(made, tuple) else (made, {})
-            ended = status(cfg)
-            stages[stage.name].append(
-                Record(
-                    key=f"{zlib.crc32(repr(cfg).encode()):016x}",
-                    experiment=experiment.name,
-                    version=1,
-                    config=plain(resolved(cfg)),
-                    overrides={},
-                    identity={},
-                    device="cpu",
-                    status=ended,
-                    reason="" if ended == "done" else "made up",
-                    summary=plain({**(summary if ended == "done" else {}), "seconds": 30.0}),
-                    curve=plain(curve) if ended == "done" else {},
-                )
-            )
+            stages[stage.name].append(record(experiment, cfg, summary, curve, status(cfg)))
     return Results(experiment, "cpu", stages, missing)
 
 

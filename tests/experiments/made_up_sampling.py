@@ -11,9 +11,10 @@ import numpy as np
 from dlopt import experiments
 from dlopt.experiments.sampling import lasso
 from dlopt.experiments.sampling._common import series_of
-from dlopt.lab.experiment import Earlier, Experiment, Pending, resolved
-from dlopt.lab.record import Record, plain
+from dlopt.lab.experiment import Earlier, Pending
+from dlopt.lab.record import Record
 from dlopt.lab.study import Results
+from tests.experiments.made_up import record
 
 PARTS = ("lasso", "logistic", "theory", "vision")  # those that judge questions
 LEVEL = {  # lg suboptimality, lower is better
@@ -27,25 +28,6 @@ Change = Callable[[Any], str]
 
 def noise(cfg: Any) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(repr(cfg).encode()))
-
-
-def record(
-    experiment: Experiment, cfg: Any, summary: Mapping[str, Any], curve: Mapping[str, Any], status: str
-) -> Record:
-    done = status == "done"
-    return Record(
-        key=f"{zlib.crc32(repr(cfg).encode()):016x}",
-        experiment=experiment.name,
-        version=1,
-        config=plain(resolved(cfg)),
-        overrides={},
-        identity={},
-        device="cpu",
-        status=status,
-        reason="" if done else "made up",
-        summary=plain({**(summary if done else {}), "seconds": 30.0}),
-        curve={} if status in ("failed", "skipped") else plain(curve),
-    )
 
 
 def lasso_run(cfg: Any, level: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 from dlopt import experiments
 from dlopt.experiments.speculative._arms import BASELINES, arms
-from dlopt.lab.experiment import Earlier, resolved
-from dlopt.lab.record import Record, plain
+from dlopt.lab.experiment import Earlier
+from dlopt.lab.record import Record
 from dlopt.lab.study import Results
+from tests.experiments.made_up import record
 
 # seconds per token of plain decoding over those of an arm: {arm: speed-up}, or {(category, arm): speed-up}
 SPEED: dict[Any, float] = {
@@ -50,7 +50,7 @@ def run(cfg: Any) -> dict[str, Any]:
                      f"{name} offered": [rounds * n] * 2, f"{name} taken": [5 * n, 2 * n],
                      f"{name} draft_seconds": drafting * n, f"{name} target_seconds": 1.0 * n,
                      f"{name} verify_seconds": 0.01 * n, f"{name} total_seconds": sum(seconds) + 0.3 * n,
-                     f"{name} prefill_seconds": 0.3 * n, f"{name} predicted_speedup": speed,
+                     f"{name} prefill_seconds": 0.3 * n,
                      f"{name} widths": {str(WIDTH): rounds * n}}  # fmt: skip
     return told
 
@@ -68,20 +68,5 @@ def results(
             if not keep(stage.name, cfg):
                 missing.append(f"{stage.name}: {cfg.category}")
                 continue
-            done = status(cfg) == "done"
-            stages[stage.name].append(
-                Record(
-                    key=f"{zlib.crc32(repr(cfg).encode()):016x}",
-                    experiment=experiment.name,
-                    version=1,
-                    config=plain(resolved(cfg)),
-                    overrides={},
-                    identity={},
-                    device="cpu",
-                    status=status(cfg),
-                    reason="" if done else "made up",
-                    summary=plain((run(cfg) if done else {}) | {"seconds": 600.0}),
-                    curve={},
-                )
-            )
+            stages[stage.name].append(record(experiment, cfg, run(cfg), {}, status(cfg), seconds=600.0))
     return Results(experiment, "cpu", stages, missing)

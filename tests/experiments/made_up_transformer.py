@@ -17,11 +17,12 @@ from dlopt.experiments.transformer import poems
 from dlopt.experiments.transformer._common import joined
 from dlopt.experiments.transformer.ablation import GATED
 from dlopt.experiments.transformer.halves import DECODERS
-from dlopt.lab.experiment import Earlier, Experiment, Pending, resolved
-from dlopt.lab.record import Record, plain
+from dlopt.lab.experiment import Earlier, Pending
+from dlopt.lab.record import Record
 from dlopt.lab.study import Results
 from dlopt.poetry.checker import KINDS
 from dlopt.poetry.patterns import FORMS
+from tests.experiments.made_up import record
 
 PARTS = ("halves", "ablation", "gradient", "sparse", "poems")
 POEMS, COUPLETS = 300, 4
@@ -35,29 +36,11 @@ LEVEL: dict[str, float] = {
     "short": 0.3, "long": 0.1, "rhyme": 3.0, "bias": 1.0, "alike": 0.01,
 }  # fmt: skip
 Change = Callable[[Any], str]
+WEIGHTS = {"weights": "0123456789abcdef0123"}
 
 
 def noise(cfg: Any) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(repr(cfg).encode()))
-
-
-def record(
-    experiment: Experiment, cfg: Any, summary: Mapping[str, Any], curve: Mapping[str, Any], status: str
-) -> Record:
-    done = status == "done"
-    return Record(
-        key=f"{zlib.crc32(repr(cfg).encode()):016x}",
-        experiment=experiment.name,
-        version=1,
-        config=plain(resolved(cfg)),
-        overrides={},
-        identity={"weights": "0123456789abcdef0123"},
-        device="cpu",
-        status=status,
-        reason="" if done else "made up",
-        summary=plain({**(summary if done else {}), "seconds": 90.0}),
-        curve={} if status in ("failed", "skipped") else plain(curve),
-    )
 
 
 def learning(end: float) -> dict[str, Any]:
@@ -200,7 +183,9 @@ def results(
                 missing.append(f"{stage.name}: {cfg.method}")
                 continue
             summary, curve = RUNS[part](cfg, {**LEVEL, **level})
-            stages[stage.name].append(record(experiment, cfg, summary, curve, status(cfg)))
+            stages[stage.name].append(
+                record(experiment, cfg, summary, curve, status(cfg), seconds=90.0, identity=WEIGHTS)
+            )
     return Results(experiment, scale, stages, missing)
 
 

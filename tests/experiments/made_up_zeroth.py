@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from dlopt import experiments
 from dlopt.experiments.zeroth import _estimates, _faults, _lm_steps, lm, vision
-from dlopt.lab.experiment import Earlier, Experiment, Pending, resolved
-from dlopt.lab.record import Record, plain
+from dlopt.lab.experiment import Earlier, Pending
+from dlopt.lab.record import Record
 from dlopt.lab.study import Results
+from tests.experiments.made_up import record
 
 PARTS = ("estimators", "vision", "lm", "official")
 LOSS = {"sgd": 0.1, "mezo": 0.8, "mezo:q=4": 0.85, "mezo:q=16": 1.0, "rge:q=16": 0.9, "deepzero": 0.4}
@@ -31,25 +32,6 @@ Change = Callable[[Any], str]
 
 def noise(cfg: Any) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(repr(cfg).encode()))
-
-
-def record(
-    experiment: Experiment, cfg: Any, summary: Mapping[str, Any], curve: Mapping[str, Any], status: str
-) -> Record:
-    done = status == "done"
-    return Record(
-        key=f"{zlib.crc32(repr(cfg).encode()):016x}",
-        experiment=experiment.name,
-        version=1,
-        config=plain(resolved(cfg)),
-        overrides={},
-        identity={},
-        device="cpu",
-        status=status,
-        reason="" if done else "made up",
-        summary=plain({**(summary if done else {}), "seconds": 30.0}),
-        curve={} if status in ("failed", "skipped") else plain(curve),
-    )
 
 
 def estimators_run(cfg: Any) -> tuple[dict[str, Any], dict[str, Any]]:

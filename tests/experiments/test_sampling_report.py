@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from dlopt.experiments import _series
+from dlopt.experiments import _present, _series
 from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN
-from dlopt.experiments.sampling import _shown
 from dlopt.lab import figures, report
 from dlopt.lab.report import Presentation
 from dlopt.lab.study import Results
@@ -144,10 +143,10 @@ def test_the_cause_is_batchnorm_if_groupnorm_cures_it(monkeypatch: pytest.Monkey
 
 
 def test_a_verdict_needs_every_part() -> None:
-    assert _shown.verdict([True, True]) == CONFIRMED
-    assert _shown.verdict([True, None]) == OPEN
-    assert _shown.verdict([False, None]) == CONTRADICTED
-    assert _shown.verdict([]) == OPEN
+    assert _present.verdict([True, True]) == CONFIRMED
+    assert _present.verdict([True, None]) == OPEN
+    assert _present.verdict([False, None]) == CONTRADICTED
+    assert _present.verdict([]) == OPEN
 
 
 def test_the_slope_of_a_power() -> None:

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from dlopt.experiments.kvcache import _models
+from dlopt.experiments._tiny import ByteTokenizer, llama
 from dlopt.kvcache import make_cache
 from dlopt.tasks import data
 from dlopt.tasks.branches import Packed, groups, likelihoods, predicted, split, stepwise
@@ -21,8 +21,7 @@ CACHES = ("full", "window:window=24", "sinks:sinks=2,window=22", "sinks:sinks=2,
 
 @pytest.fixture(scope="module")
 def tiny():
-    model, tokenizer = _models.tiny()
-    return model.double(), tokenizer
+    return llama().double(), ByteTokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,40 @@ def runs_table(results: Results, about: Mapping[str, str], varied: Callable[[Rec
     return frame
 
 
+def stages_table(
+    results: Results, about: Mapping[str, str], series: Callable[[Record], str] | None = None
+) -> pd.DataFrame:
+    """One row a stage: what it was, how many runs are there and are missing, how they ended, how long they took.
+
+    series: the method of a run, to count methods; None where a run holds several.
+    """
+    import pandas as pd
+
+    rows = []
+    for stage, records in results.stages.items():
+        lost = sum(r.status == "diverged" for r in records)
+        failed = sum(r.status not in ("done", "diverged") for r in records)
+        missing = sum(m.startswith(f"{stage}:") for m in results.missing)
+        minutes = sum(r.summary.get("seconds", 0.0) for r in records) / 60
+        chosen = sorted({int(r.config["seed"]) for r in records if "seed" in r.config})
+        numbers = f"{chosen[0]}–{chosen[-1]}" if len(chosen) > 2 else "、".join(map(str, chosen)) or "—"
+        methods = len(set(map(series, records))) if series else 0
+        rows.append((about.get(stage, stage), methods, numbers, len(records), missing, lost, failed, minutes))
+    columns = ["阶段", "方法数", "种子", "运行数", "缺", "发散", "失败或跳过", "合计分钟"]
+    frame = pd.DataFrame(rows, columns=columns)
+    if series is None:
+        frame = frame.drop(columns="方法数")
+    frame.attrs["styles"] = {"合计分钟": "fixed:1"}
+    return frame
+
+
+def verdict(parts: Sequence[bool | None]) -> str:
+    """Confirmed if every part of a prediction holds, contradicted if one fails, open if one is not known."""
+    if any(p is False for p in parts):
+        return CONTRADICTED
+    return OPEN if any(p is None for p in parts) or not parts else CONFIRMED
+
+
 def mean_steps_to(
     records: Iterable[Record], column: str, target: float, x: str = "step", higher: bool = True
 ) -> float | None:

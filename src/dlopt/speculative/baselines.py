@@ -27,4 +27,4 @@ class PlainSession:
         return Draft()
 
     def observe(self, tokens: list[int]) -> None:
-        pass
+        """There is nothing to remember."""

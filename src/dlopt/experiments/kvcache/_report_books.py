@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlopt.experiments._present import curves_or_blank, partial_note
+from dlopt.experiments._present import curves_or_blank, partial_note, stages_table
 from dlopt.experiments.kvcache._common import NAMES, series
-from dlopt.experiments.kvcache._shown import Answer, answers, done, figure_of, find, judged, lost, runs, table, title
+from dlopt.experiments.kvcache._shown import Answer, answers, done, figure_of, find, judged, lost, table, title
 from dlopt.experiments.kvcache.books import BANDS, BUDGET, LENGTH, SHORTER
 from dlopt.lab.record import Record
 from dlopt.lab.report import Presentation
@@ -41,7 +41,7 @@ def present(results: Results) -> Presentation:
     styles |= {"全段 NLL": "fixed:3"}
     shown.tables["ablation"] = table(ablation, first, more, styles)
     shown.tables["quantized"] = table(quantized, {"缓存": first["缓存"]}, more, styles)
-    shown.tables["runs"] = runs(results, STAGES)
+    shown.tables["runs"] = stages_table(results, STAGES, series)
     mine = [r for r in streams if r.config["passage"] == 0 and series(r) in DRAWN]
     shown.figures["curves"] = curves_or_blank(mine, "tokens", ("nll",), by=series, names=NAMES, height=3.4)
     shown.figures["costs"] = curves_or_blank(mine, "tokens", ("stored_bytes", "cpu_seconds"), by=series, names=NAMES,

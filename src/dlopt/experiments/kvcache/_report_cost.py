@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dlopt.experiments._present import partial_note
+from dlopt.experiments._present import partial_note, stages_table
 from dlopt.experiments.kvcache._common import NAMES, series, settings, spec
-from dlopt.experiments.kvcache._shown import Answer, answers, done, judged, lines, lost, runs, table, title
+from dlopt.experiments.kvcache._shown import Answer, answers, done, judged, lines, lost, table, title
 from dlopt.experiments.kvcache.cost import BATCHED, BUDGET, CONTEXTS
 from dlopt.lab.record import Record
 from dlopt.lab.report import Presentation
@@ -55,7 +55,7 @@ def present(results: Results) -> Presentation:
     shown.tables["batches"] = table(batched, first, columns, styles)
     shown.tables["shapes"] = shapes()
     shown.tables["designs"] = designs()
-    shown.tables["runs"] = runs(results, STAGES)
+    shown.tables["runs"] = stages_table(results, STAGES, series)
     points: dict[str, list[tuple[float, float]]] = {}
     for r in long:
         points.setdefault(name_of(r), []).append((r.config["context"], r.summary["decode_seconds"]))

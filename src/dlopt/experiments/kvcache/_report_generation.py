@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlopt.experiments._present import partial_note, percent
+from dlopt.experiments._present import partial_note, percent, stages_table
 from dlopt.experiments.kvcache._common import EVICTING, series
-from dlopt.experiments.kvcache._shown import Answer, answers, done, figure_of, find, judged, lost, runs, table, title
+from dlopt.experiments.kvcache._shown import Answer, answers, done, figure_of, find, judged, lost, table, title
 from dlopt.experiments.kvcache.generation import BUDGET, GENERATED, PASSAGE, PROMPTS
 from dlopt.lab.record import Record
 from dlopt.lab.report import Presentation
@@ -29,7 +29,7 @@ def present(results: Results) -> Presentation:
     for kind in STAGES:
         mine = [r for r in records if r.config["kind"] == kind]
         shown.tables[kind] = table(mine, {"缓存": lambda r: title(series(r))}, COLUMNS, STYLES)
-    shown.tables["runs"] = runs(results, STAGES)
+    shown.tables["runs"] = stages_table(results, STAGES, series)
     shown.values |= answers([_closer(records)])
     return shown
 

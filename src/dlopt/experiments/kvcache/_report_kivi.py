@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlopt.experiments._present import partial_note
-from dlopt.experiments.kvcache._shown import Answer, answers, done, judged, lost, paired, runs, table
+from dlopt.experiments._present import partial_note, stages_table
+from dlopt.experiments.kvcache._common import series
+from dlopt.experiments.kvcache._shown import Answer, answers, done, judged, lost, paired, table
 from dlopt.experiments.kvcache.kivi import PARTS, QUESTIONS
 from dlopt.experiments.kvcache.openbookqa import LONG, SHOTS
 from dlopt.lab.record import Record
@@ -35,7 +36,7 @@ def present(results: Results) -> Presentation:
         else:
             first |= {"组": _of("group"), "残差": _of("residual")}
         shown.tables[part] = table(mine, first, COLUMNS, STYLES)
-    shown.tables["runs"] = runs(results, STAGES)
+    shown.tables["runs"] = stages_table(results, STAGES, series)
     shown.values |= answers([_axes(records), _bits(records), _residual(records)])
     return shown
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dlopt.experiments._present import blank, partial_note
+from dlopt.experiments._present import blank, partial_note, stages_table
 from dlopt.experiments.kvcache._common import EVICTING, budget_of, series
 from dlopt.experiments.kvcache._shown import (
     Answer,
@@ -18,7 +18,6 @@ from dlopt.experiments.kvcache._shown import (
     lost,
     named,
     paired,
-    runs,
     table,
     title,
 )
@@ -60,7 +59,7 @@ def present(results: Results) -> Presentation:
         {"字节（16 位）": "bytes_16bit", "预填充（秒）": "prefill_seconds", "每步（秒）": "decode_seconds"},
         {"字节（16 位）": "bytes", "预填充（秒）": "fixed:2", "每步（秒）": "fixed:3"},
     )
-    shown.tables["runs"] = runs(results, STAGES)
+    shown.tables["runs"] = stages_table(results, STAGES, series)
     shown.figures = {"pareto": _pareto(behind[LONG]), "pareto_shots": _pareto(behind[SHOTS])}
     shown.values |= answers([_bounds(bounds), _equal_bytes(behind[LONG]), _chosen(behind[LONG]), _sinks(ranked)])
     return shown

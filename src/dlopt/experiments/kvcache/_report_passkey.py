@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlopt.experiments._present import partial_note, percent
+from dlopt.experiments._present import partial_note, percent, stages_table
 from dlopt.experiments.kvcache._common import EVICTING, KEEPING, series
 from dlopt.experiments.kvcache._shown import (
     Answer,
@@ -15,7 +15,6 @@ from dlopt.experiments.kvcache._shown import (
     find,
     judged,
     lost,
-    runs,
     table,
     title,
 )
@@ -49,7 +48,7 @@ def present(results: Results) -> Presentation:
     first = {"长度": lambda r: r.config["length"], "缓存": lambda r: title(series(r))}
     shown.tables["after"] = table([r for r in after if r.config["length"] == 1024], first, columns_, styles)
     shown.tables["in"] = table(asked, first, columns_, styles)
-    shown.tables["runs"] = runs(results, STAGES)
+    shown.tables["runs"] = stages_table(results, STAGES, series)
     shown.values |= answers([_forgotten(after), _asked(after, asked)])
     return shown
 

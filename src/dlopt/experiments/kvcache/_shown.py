@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN, blank
+from dlopt.experiments._present import OPEN, blank, verdict
 from dlopt.experiments.kvcache._common import NAMES, budget_of, series
 from dlopt.lab import canvas, palette
 from dlopt.lab.record import Record
@@ -84,20 +84,6 @@ def named(record: Record) -> str:
     return f"{title(series(record))}{'' if budget is None else f'（{budget}）'}"
 
 
-def runs(results: Results, about: Mapping[str, str]) -> pd.DataFrame:
-    """One row a stage: what it was, how many runs, how they ended, how long they took."""
-    import pandas as pd
-
-    rows = []
-    for stage, records in results.stages.items():
-        lost = sum(r.status != "done" for r in records)
-        minutes = sum(r.summary.get("seconds", 0.0) for r in records) / 60
-        rows.append((about.get(stage, stage), len(set(map(series, records))), len(records), lost, minutes))
-    frame = pd.DataFrame(rows, columns=["阶段", "方法数", "运行数", "未完成", "合计分钟"])
-    frame.attrs["styles"] = {"合计分钟": "fixed:1"}
-    return frame
-
-
 def lost(results: Results) -> list[str]:
     """A line that names the runs that did not end well."""
     bad = [r for records in results.stages.values() for r in records if r.status != "done"]
@@ -172,8 +158,7 @@ def judged(parts: Sequence[bool | None], told: Sequence[str], rule: str) -> Answ
     """Confirmed if every part of a prediction holds, contradicted if one fails, open if one is not known."""
     if not told:
         return NOTHING
-    verdict = CONTRADICTED if any(p is False for p in parts) else OPEN if any(p is None for p in parts) else CONFIRMED
-    return verdict, f"{'；'.join(told)}。规则：{rule}"
+    return verdict(parts), f"{'；'.join(told)}。规则：{rule}"
 
 
 def answers(found: Sequence[Answer]) -> dict[str, str]:

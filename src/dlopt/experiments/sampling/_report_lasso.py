@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN, blank, first_reaching, partial_note
+from dlopt.experiments._present import (
+    CONFIRMED,
+    CONTRADICTED,
+    OPEN,
+    blank,
+    first_reaching,
+    partial_note,
+    stages_table,
+    verdict,
+)
 from dlopt.experiments._series import grouped
 from dlopt.experiments.sampling._common import NAMES, VARIANTS, series
 from dlopt.experiments.sampling._shown import (
@@ -22,10 +31,8 @@ from dlopt.experiments.sampling._shown import (
     lost,
     pair,
     panels,
-    runs,
     setting_table,
     title,
-    verdict,
 )
 from dlopt.experiments.sampling.lasso import BOX, DATA, EPOCHS, GAP, SEEDS, TRIALS
 from dlopt.lab import figures
@@ -67,7 +74,7 @@ def present(results: Results) -> Presentation:
     shown.tables["steps"] = setting_table(sets, ROWS[:-1], "step")
     shown.tables["tests"] = _tests(sets)
     shown.tables["passes"] = _passes(sets)
-    shown.tables["runs"] = runs(results, STAGES)
+    shown.tables["runs"] = stages_table(results, STAGES, series)
     _figures(shown, results, final)
     for name in ("curves_a", "curves_b", "time", "tuning"):
         shown.figures.setdefault(name, blank())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dlopt.experiments._present import blank, partial_note
+from dlopt.experiments._present import blank, partial_note, stages_table, verdict
 from dlopt.experiments._series import grouped
 from dlopt.experiments.sampling._common import series
 from dlopt.experiments.sampling._shown import (
@@ -19,9 +19,7 @@ from dlopt.experiments.sampling._shown import (
     lost,
     pair,
     panels,
-    runs,
     title,
-    verdict,
 )
 from dlopt.experiments.sampling.logistic import BATCH, EPOCHS, GAP, METHODS, SEEDS
 from dlopt.lab.report import Presentation
@@ -48,7 +46,7 @@ def present(results: Results) -> Presentation:
         shown.tables["main"][name] = distances[name]
         shown.tables["main"].attrs["styles"][name] = "fixed:2"
     shown.tables["tests"] = _tests(sets)
-    shown.tables["runs"] = runs(results, {"report": "报告"})
+    shown.tables["runs"] = stages_table(results, {"report": "报告"}, series)
     mine = drawable(final, "suboptimality")
     if mine:
         both = {"suboptimality": "curves", "distance": "distances"}

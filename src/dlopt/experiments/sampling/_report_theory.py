@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from dlopt.experiments._present import blank, interval, partial_note
+from dlopt.experiments._present import blank, interval, partial_note, stages_table, verdict
 from dlopt.experiments._series import grouped, line, slope
-from dlopt.experiments.sampling._shown import NOTHING, Answer, lost, number, runs, title, verdict
+from dlopt.experiments.sampling._common import NAMES, series
+from dlopt.experiments.sampling._shown import NOTHING, Answer, lost, number, title
 from dlopt.experiments.sampling.theory import CHAINS, ORDERS, PASSES, SPREADS, STEPS
 from dlopt.lab import figures
 from dlopt.lab.record import Record
@@ -46,7 +47,7 @@ def present(results: Results) -> Presentation:
     shown.tables["slopes"] = _slopes(shown.values)
     shown.tables["formula"] = _formula_table(done["formula"])
     shown.tables["skew"] = _skew_table(done["skew"])
-    shown.tables["runs"] = runs(results, STAGES)
+    shown.tables["runs"] = stages_table(results, STAGES, series)
     _figures(shown, floors, rates, done["skew"])
     for name in ("floor", "rates", "skew"):
         shown.figures.setdefault(name, blank())
@@ -63,8 +64,6 @@ def _means(records: Sequence[Record], method: str, setting: str) -> dict[float, 
 
 
 def _figures(shown: Presentation, floors: Mapping[str, Points], rates: Mapping[str, Points], skews: Any) -> None:
-    from dlopt.experiments.sampling._common import NAMES
-
     for name, points, x in (("floor", floors, "步长"), ("rates", rates, "遍数")):
         lines = [line(m, {x: list(p), "与最优解的距离平方": list(p.values())}) for m, p in points.items() if p]
         if lines:

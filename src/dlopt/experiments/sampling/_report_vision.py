@@ -7,7 +7,17 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN, blank, interval, partial_note, percent
+from dlopt.experiments._present import (
+    CONFIRMED,
+    CONTRADICTED,
+    OPEN,
+    blank,
+    interval,
+    partial_note,
+    percent,
+    stages_table,
+    verdict,
+)
 from dlopt.experiments._series import grouped
 from dlopt.experiments.sampling._common import series
 from dlopt.experiments.sampling._shown import (
@@ -20,9 +30,7 @@ from dlopt.experiments.sampling._shown import (
     lost,
     pair,
     panels,
-    runs,
     title,
-    verdict,
 )
 from dlopt.experiments.sampling.vision import BOX, NORMS, SEEDS, SERIES, TRIALS
 from dlopt.lab import figures
@@ -63,7 +71,7 @@ def present(results: Results) -> Presentation:
     shown.tables["tests"] = _tests(sets)
     shown.tables["norms"] = _norm_table(sets, groups)
     shown.tables["resnet18"] = _deeper_table(deeper)
-    shown.tables["runs"] = runs(results, STAGES)
+    shown.tables["runs"] = stages_table(results, STAGES, series)
     shown.values |= _costs(final) | {"told.range": _range(sets)}
     curves = drawable(final, "val_accuracy")
     if curves:

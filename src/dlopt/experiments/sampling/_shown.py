@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN, VERDICTS, interval, p_text
+from dlopt.experiments._present import OPEN, VERDICTS, interval, p_text
 from dlopt.experiments.sampling._common import DETERMINISTIC, NAMES, series
 from dlopt.lab import figures, palette
 from dlopt.lab.record import Record
 from dlopt.lab.stats import Comparison, compare
-from dlopt.lab.study import Results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,24 +123,6 @@ def setting_table(groups: Mapping[str, Groups], rows: Sequence[str], name: str, 
     return pd.DataFrame(data)
 
 
-def runs(results: Results, about: Mapping[str, str]) -> pd.DataFrame:
-    """One row a stage: what it was, how many runs, how they ended, how long they took."""
-    import pandas as pd
-
-    rows = []
-    for stage, records in results.stages.items():
-        seeds = sorted({int(r.config["seed"]) for r in records if "seed" in r.config})
-        numbers = "—" if not seeds else f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
-        lost = sum(r.status == "diverged" for r in records)
-        failed = sum(r.status not in ("done", "diverged") for r in records)
-        minutes = sum(r.summary.get("seconds", 0.0) for r in records) / 60
-        rows.append((about.get(stage, stage), len(set(map(series, records))), numbers, len(records), lost, failed,
-                     minutes))  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["阶段", "方法数", "种子", "运行数", "发散", "失败或跳过", "合计分钟"])
-    frame.attrs["styles"] = {"合计分钟": "fixed:1"}
-    return frame
-
-
 def lost(records: Iterable[Record]) -> list[str]:
     """A line that counts the runs of a reporting stage that did not end well."""
     counts: dict[str, int] = {}
@@ -150,13 +131,6 @@ def lost(records: Iterable[Record]) -> list[str]:
             name = f"{title(series(r))}{palette.STATUSES.get(r.status, r.status)}"
             counts[name] = counts.get(name, 0) + 1
     return ["未正常结束的报告运行：" + "，".join(f"{k} {n} 次" for k, n in counts.items()) + "。"] if counts else []
-
-
-def verdict(parts: Sequence[bool | None]) -> str:
-    """Confirmed if every part of a prediction holds, contradicted if one fails, open if one is not known."""
-    if any(p is False for p in parts):
-        return CONTRADICTED
-    return OPEN if any(p is None for p in parts) or not parts else CONFIRMED
 
 
 def number(value: float | None, digits: int = 2) -> str:

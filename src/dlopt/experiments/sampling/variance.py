@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from dlopt import catalog
-from dlopt.experiments._present import partial_note
+from dlopt.experiments._present import partial_note, stages_table
 from dlopt.experiments._series import grouped
-from dlopt.experiments.sampling._common import BY, VARIANTS, make, skew
-from dlopt.experiments.sampling._shown import runs, title
+from dlopt.experiments.sampling._common import BY, VARIANTS, make, series, skew
+from dlopt.experiments.sampling._shown import title
 from dlopt.experiments.sampling.lasso import DATA, SMOKE_DATA, reference
 from dlopt.experiments.sampling.theory import gradient_norms
 from dlopt.lab.experiment import Earlier, Experiment, Stage
@@ -87,7 +87,7 @@ def present(results: Results) -> Presentation:
     frame = pd.DataFrame(rows, columns=["数据", "max L / mean L", *map(title, SERIES.values())])
     frame.attrs["styles"] = {"max L / mean L": "fixed:1"} | dict.fromkeys(frame.columns[2:], "fixed:2")
     shown.tables["exact"] = frame
-    shown.tables["runs"] = runs(results, {"exact": "方差（精确）"})
+    shown.tables["runs"] = stages_table(results, {"exact": "方差（精确）"}, series)
     return shown
 
 

@@ -7,9 +7,13 @@ Two settings are not the drafter's: `store` (of `rest`) and `history` (of `suffi
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from dlopt import catalog
 from dlopt.lab.experiment import parse
@@ -17,9 +21,12 @@ from dlopt.tasks import data, suggest
 from dlopt.tasks.decoding import Prompt, render
 
 PLAIN = "plain"
-BASELINES = ("plain-bf16", "hf-lookup", "hf-assisted")
+HALF = "plain-bf16"
+BASELINES = (HALF, "hf-lookup", "hf-assisted")
+NEED_SMALL = ("hf-assisted", "speculative-sampling", "cascade")
 STORES = ("instructions", "books", "outputs")
 HF_LENGTH = 10
+OURS = ("store", "history")  # settings of an arm that are not the drafter's
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def _arm(text: str) -> Arm:
     if slash and how != "fixed":
         raise ValueError(f"after the slash of an arm stands fixed, not {how!r}")
     name, _, settings = body.partition(":")
-    known = [*BASELINES, *(m.name for m in catalog.methods("speculative", "drafter").values() if m.name != PLAIN)]
+    known = [*BASELINES, *_MAKERS, *_free()]
     if name not in known:
         raise ValueError(f"no arm is called {name!r}{suggest(name, known)}; there are {', '.join(known)}")
     params = {}
@@ -66,14 +73,27 @@ def _arm(text: str) -> Arm:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"a setting of an arm reads name=value, got {setting!r} in {text!r}")
-        params[key.strip()] = parse(value.strip())
+        numbers = [parse(part) for part in value.strip().split("+")]  # 3+5+7 is a list
+        params[key.strip()] = numbers if len(numbers) > 1 else numbers[0]
     if name in BASELINES and (params or slash):
         raise ValueError(f"{name} takes no settings, got {text!r}")
     if params.get("store", STORES[0]) not in STORES:
         raise ValueError(f"store takes {', '.join(STORES)}, not {params['store']!r}")
     if params.get("history", "on") not in ("on", "off"):
         raise ValueError(f"history takes on or off, not {params['history']!r}")
+    if name not in BASELINES:
+        catalog.find(name).check({key: v for key, v in params.items() if key not in OURS})
     return Arm(text, name, params, not slash)
+
+
+def _free() -> list[str]:
+    """Drafters of the catalogue that need nothing to be built."""
+    return [name for name, m in catalog.methods("speculative", "drafter").items() if name != PLAIN and _bare(m.load())]
+
+
+def _bare(target: Any) -> bool:
+    """Whether it can be called without arguments."""
+    return all(p.default is not p.empty for p in inspect.signature(target).parameters.values())
 
 
 @dataclass
@@ -85,7 +105,6 @@ class Workshop:
     tokenizer: Any
     drafter: Callable[[], Any] | None = None
     outputs: list[list[int]] = field(default_factory=list)
-    skips: Callable[[], Mapping[str, Any]] | None = None
     _kept: dict[str, Any] = field(default_factory=dict)
 
     def build(self, arm: Arm, prompt: Prompt) -> Any:
@@ -101,6 +120,16 @@ class Workshop:
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
+
+    def half(self) -> Any:
+        """The target in 16 bits."""
+        return self.once("half", lambda: copy.deepcopy(self.target).to(torch.bfloat16))
+
+    def remember(self, answer: list[int]) -> None:
+        """Put an answer into the histories that later prompts draft from."""
+        for key, kept in self._kept.items():
+            if key.startswith("history "):
+                kept.add(answer)
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -150,6 +179,17 @@ def _small(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> 
     return catalog.find(arm.method).load()(shop.small(), **params)
 
 
+def _cascade(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> Any:
+    """The small model, then lookup in the text."""
+    return catalog.find(arm.method).load()([shop.small(), catalog.find("max-gram").load()()], **params)
+
+
+def _skipping(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> Any:
+    """The target without some sub-layers: `attention=3+5,mlp=4`."""
+    lists = {name: v if isinstance(v, list) else [v] for name, v in params.items() if name in ("attention", "mlp")}
+    return catalog.find(arm.method).load()(shop.target, **params | lists)
+
+
 def _best(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> Any:
     """Lookup in the text, and the history of earlier answers."""
     parts = [
@@ -164,5 +204,7 @@ _MAKERS: Mapping[str, Callable[[Workshop, Arm, dict[str, Any], Prompt], Any]] = 
     "rest": _rest,
     "suffix-decoding": _suffix,
     "speculative-sampling": _small,
+    "cascade": _cascade,
+    "draft-and-verify": _skipping,
     "best-of-drafts": _best,
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dlopt.experiments.speculative._arms import BASELINES, HF_LENGTH, PLAIN, Arm, Workshop
+from dlopt.experiments.speculative._arms import BASELINES, HALF, HF_LENGTH, PLAIN, Arm, Workshop
 from dlopt.speculative import Gate, Stats, generate
 from dlopt.tasks.decoding import Prompt, render
 
@@ -50,7 +50,7 @@ def measure(
     One gate and one cost table serve all prompts of an arm, as they would in a service. RuntimeError if the greedy
     output of an arm of ours differs from plain decoding where no tie explains it.
     """
-    runners: dict[str, Callable[[Prompt, list[int], int], Told]] = {PLAIN: _ours(shop, None, how)}
+    runners: dict[str, Callable[[Prompt, list[int], int], Told]] = {PLAIN: _ours(shop, None, how, shop.target)}
     runners |= {arm.text: _runner(shop, arm, how) for arm in arms}
     found: dict[str, list[Told]] = {name: [] for name in runners}
     warm = render(shop.tokenizer, prompts[0].text)[:32]
@@ -64,26 +64,27 @@ def measure(
         for arm in arms:
             if arm.method not in BASELINES:
                 _same(shop, arm, ids, found[PLAIN][-1].tokens, found[arm.text][-1].tokens, how)
-        for key, kept in shop._kept.items():
-            if key.startswith("history "):
-                kept.add(found[PLAIN][-1].tokens)
+        shop.remember(found[PLAIN][-1].tokens)
         progress(number + 1, len(prompts))
     return found
 
 
 def _runner(shop: Workshop, arm: Arm, how: Settings) -> Callable[[Prompt, list[int], int], Told]:
-    return _theirs(shop, arm, how) if arm.method in BASELINES else _ours(shop, arm, how)
+    if arm.method == HALF:
+        return _ours(shop, None, how, shop.half())
+    return _theirs(shop, arm, how) if arm.method in BASELINES else _ours(shop, arm, how, shop.target)
 
 
-def _ours(shop: Workshop, arm: Arm | None, how: Settings) -> Callable[[Prompt, list[int], int], Told]:
+def _ours(shop: Workshop, arm: Arm | None, how: Settings, model: Any) -> Callable[[Prompt, list[int], int], Told]:
+    """Our engine, with a drafter or, without an arm, token by token."""
     from dlopt.speculative.costs import costs_of
 
-    gate: Gate | bool = Gate(costs_of(shop.target)) if arm is not None and arm.gated else False
+    gate: Gate | bool = Gate(costs_of(model)) if arm is not None and arm.gated else False
 
     def run(prompt: Prompt, ids: list[int], seed: int) -> Told:
         drafter = None if arm is None else shop.build(arm, prompt)
         began, cpu = time.perf_counter(), time.process_time()
-        found = generate(shop.target, [ids], drafter, max_new_tokens=how.tokens, temperature=how.temperature, seed=seed,
+        found = generate(model, [ids], drafter, max_new_tokens=how.tokens, temperature=how.temperature, seed=seed,
                          gate=gate)  # fmt: skip
         cpu, seconds = time.process_time() - cpu, time.perf_counter() - began
         stats = found.stats
@@ -95,15 +96,8 @@ def _ours(shop: Workshop, arm: Arm | None, how: Settings) -> Callable[[Prompt, l
 
 
 def _theirs(shop: Workshop, arm: Arm, how: Settings) -> Callable[[Prompt, list[int], int], Told]:
-    """`transformers`' own decoding, or ours in 16 bits. The prefill is timed apart, by a call for one token."""
-    extra: dict[str, Any] = {}
-    model = shop.target
-    if arm.method == "hf-lookup":
-        extra = {"prompt_lookup_num_tokens": HF_LENGTH}
-    elif arm.method == "hf-assisted":
-        extra = {"assistant_model": shop.small()}
-    else:
-        model = shop.once("bf16", lambda: _copy(shop.target))
+    """Decoding of `transformers` itself. The prefill is timed apart, by a call for one token."""
+    extra = {"prompt_lookup_num_tokens": HF_LENGTH} if arm.method == "hf-lookup" else {"assistant_model": shop.small()}
     sampled = (
         {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
         if how.temperature
@@ -111,13 +105,12 @@ def _theirs(shop: Workshop, arm: Arm, how: Settings) -> Callable[[Prompt, list[i
     )
 
     def call(ids: list[int], tokens: int, seed: int) -> list[int]:
-        if model is not shop.target:
-            made = generate(model, [ids], max_new_tokens=tokens, temperature=how.temperature, seed=seed)
-            return made.tokens[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             row = torch.tensor([ids])
-            out = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=tokens, **sampled, **extra)
+            out = shop.target.generate(
+                row, attention_mask=torch.ones_like(row), max_new_tokens=tokens, **sampled, **extra
+            )
         return out[0, len(ids) :].tolist()
 
     def timed(ids: list[int], tokens: int, seed: int) -> tuple[list[int], float, float]:
@@ -131,12 +124,6 @@ def _theirs(shop: Workshop, arm: Arm, how: Settings) -> Callable[[Prompt, list[i
         return Told(made, max(cpu - first_cpu, 1e-9), max(seconds - first, 1e-9), first)
 
     return run
-
-
-def _copy(model: Any) -> Any:
-    import copy
-
-    return copy.deepcopy(model).to(torch.bfloat16)
 
 
 @torch.no_grad()
@@ -175,11 +162,11 @@ def summed(found: Mapping[str, Sequence[Told]]) -> dict[str, Any]:
         told[f"{name} tokens"] = [len(row.tokens) for row in rows]
         told[f"{name} same"] = [row.tokens == other.tokens for row, other in zip(rows, plain)]
         parts = [row.stats for row in rows if row.stats is not None]
-        if parts and name != PLAIN:
+        if parts and name not in (PLAIN, HALF):
             whole = Stats.sum(parts)
             told[f"{name} rounds"] = [part.rounds for part in parts]
             keep = ("drafted", "accepted", "offered", "taken", "draft_seconds", "target_seconds", "verify_seconds",
-                    "total_seconds", "prefill_seconds", "predicted_speedup")  # fmt: skip
+                    "total_seconds", "prefill_seconds")  # fmt: skip
             told |= {f"{name} {figure}": getattr(whole, figure) for figure in keep}
             told[f"{name} widths"] = {str(width): count for width, count in sorted(whole.widths.items())}
     told["repetition"] = [round(repetition(row.tokens), 4) for row in plain]

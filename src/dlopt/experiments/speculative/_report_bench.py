@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN, blank, partial_note
+from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN, blank, partial_note, stages_table
 from dlopt.experiments._series import grouped, line
 from dlopt.experiments.speculative import _judge as judge
 from dlopt.experiments.speculative._names import category as named
@@ -62,7 +62,7 @@ def present(results: Results) -> Presentation:
         "stores": _parts(done.get("stores", [])),
         "trees": _parts(done.get("trees", [])),
         "drawn": _drawn(done.get("drawn", [])),
-        "runs": _runs(results),
+        "runs": stages_table(results, STAGES),
     }
     made = {"speed": _bars(main), "costs": _costs(some), "acceptance": _acceptance(main),
             "lengths": _lengths(done.get("lengths", []))}  # fmt: skip
@@ -157,20 +157,6 @@ def _drawn(records: Sequence[Record]) -> Any:
     frame = pd.DataFrame(rows, columns=["任务", "温度", "方法", "每轮词元", "加速", "逐词相同"])
     frame["逐词相同"] = ["是" if same else "否" for same in frame["逐词相同"]]
     frame.attrs["styles"] = {"每轮词元": "fixed:2", "加速": "fixed:2", "温度": "fixed:1"}
-    return frame
-
-
-def _runs(results: Results) -> Any:
-    import pandas as pd
-
-    rows = []
-    for stage, records in results.stages.items():
-        missing = sum(m.startswith(f"{stage}:") for m in results.missing)
-        bad = sum(r.status != "done" for r in records)
-        minutes = sum(r.summary.get("seconds", 0.0) for r in records) / 60
-        rows.append((STAGES.get(stage, stage), len(records), missing, bad, minutes))
-    frame = pd.DataFrame(rows, columns=["阶段", "运行数", "缺", "未正常结束", "合计分钟"])
-    frame.attrs["styles"] = {"合计分钟": "fixed:1"}
     return frame
 
 

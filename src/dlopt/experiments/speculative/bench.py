@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from dlopt.experiments.speculative._arms import Workshop, arms
+from dlopt.experiments._tiny import ByteTokenizer, llama
+from dlopt.experiments.speculative._arms import NEED_SMALL, Workshop, arms
 from dlopt.experiments.speculative._measure import Settings, earlier, measure, summed
-from dlopt.experiments.speculative._toy import TOY, toy, toy_drafter, toy_prompts
 from dlopt.lab.experiment import Earlier, Experiment, Stage
 from dlopt.lab.log import Log, Skipped
 from dlopt.lab.report import Presentation
@@ -25,7 +25,7 @@ from dlopt.tasks import decoding
 from dlopt.tasks.models import pretrained
 
 SMOLLM2 = "smollm2-135m-instruct-q4_1"
-COPYING = ("retrieval", "articles", "rewriting", "code", "qa", "chat")
+TINY = "tiny"
 LOOKUP = ("plain-bf16,hf-lookup,prompt-lookup,prompt-lookup/fixed,llma,llma/fixed,rest,rest/fixed,suffix-decoding,"
           "token-recycling,best-of-drafts")  # fmt: skip
 LENGTHS = ",".join(f"prompt-lookup:length={n}/fixed" for n in (2, 4, 7, 10, 16))
@@ -37,8 +37,8 @@ DRAWN = "prompt-lookup,llma,suffix-decoding,best-of-drafts"
 
 @dataclass(frozen=True)
 class Config:
-    """category: of `tasks.decoding`. arms: see `_arms`. model: a name of the registry, or "toy". drafter: a folder with
-    the small model that drafts; "" for none. prompts: how many, from number `first` on. tokens: new ones, at most.
+    """category: of `tasks.decoding`. arms: see `_arms`. model: a name of the registry, or "tiny". drafter: the folder
+    of the small model that drafts; "" for none. prompts: how many, from number `first` on. tokens: new ones, at most.
     temperature: 0 is greedy. seed: of sampling."""
 
     category: str = "chat"
@@ -54,10 +54,13 @@ class Config:
 
 def check(cfg: Config) -> None:
     """Refuse what cannot run, before anything is written."""
-    arms(cfg.arms)
+    found = arms(cfg.arms)
+    if cfg.model != TINY and not cfg.drafter and (needy := [a.text for a in found if a.method in NEED_SMALL]):
+        raise ValueError(f"{needy[0]} drafts with a small model: give its folder as drafter, "
+                         f"`dlopt speculative distill` makes one")  # fmt: skip
     if cfg.tokens < 2 or not cfg.temperature >= 0:
         raise ValueError(f"tokens must be at least 2 and temperature 0 or more, got {cfg.tokens}, {cfg.temperature}")
-    if cfg.model != TOY:
+    if cfg.model != TINY:
         pretrained.find(cfg.model)
         decoding.prompts(cfg.category, cfg.prompts, cfg.first)
         if "store=outputs" in cfg.arms:
@@ -68,24 +71,24 @@ def check(cfg: Config) -> None:
 
 def identity(cfg: Config) -> dict[str, str]:
     """sha256 of prompts and weights."""
-    return {} if cfg.model == TOY else decoding.identity(cfg.category) | pretrained.identity(cfg.model)
+    if cfg.model == TINY:
+        return {}
+    found = decoding.identity(cfg.category) | pretrained.identity(cfg.model)
+    if cfg.drafter:
+        found |= {f"drafter/{name}": sha256 for name, sha256 in pretrained.identity(cfg.drafter).items()}
+    return found
 
 
 def run(cfg: Config, log: Log) -> Mapping[str, Any]:
     """All arms on all prompts."""
-    torch.set_grad_enabled(False)
-    try:
-        shop, prompts = _workshop(cfg)
-        if "store=outputs" in cfg.arms:  # of prompts that are not measured
-            shop.outputs = earlier(shop, _others(cfg), cfg.tokens)
-        found = measure(shop, arms(cfg.arms), prompts, Settings(cfg.tokens, cfg.temperature, cfg.seed), log.progress)
-    finally:
-        torch.set_grad_enabled(True)
-    told = summed(found)
     from dlopt.speculative.costs import costs_of
 
+    shop, prompts = _workshop(cfg)
+    if "store=outputs" in cfg.arms:  # of prompts that are not measured
+        shop.outputs = earlier(shop, _others(cfg), cfg.tokens)
+    found = measure(shop, arms(cfg.arms), prompts, Settings(cfg.tokens, cfg.temperature, cfg.seed), log.progress)
     table = costs_of(shop.target)
-    return told | {
+    return summed(found) | {
         "costs": {str(k): s for k, s in zip(table.lengths, table.seconds)},
         "prompt_tokens": [len(decoding.render(shop.tokenizer, p.text)) for p in prompts],
         "threads": torch.get_num_threads(),
@@ -93,25 +96,30 @@ def run(cfg: Config, log: Log) -> Mapping[str, Any]:
 
 
 def _workshop(cfg: Config) -> tuple[Workshop, Sequence[decoding.Prompt]]:
-    if cfg.model == TOY:
-        model, tokenizer = toy()
-        return Workshop(model, tokenizer, toy_drafter), toy_prompts(cfg.prompts)
+    if cfg.model == TINY:
+        small = partial(llama, layers=1, seed=1, hidden_size=64, eos_token_id=None)
+        return Workshop(llama(eos_token_id=None), ByteTokenizer(), small), _tiny_prompts(cfg.prompts)
     if pretrained.state(cfg.model) != "here":
         raise Skipped(f"the model is not here: run `dlopt model get {cfg.model}` first")
     model, tokenizer = pretrained.load(cfg.model)
     small = partial(_small, cfg.drafter) if cfg.drafter else None
-    return Workshop(model.eval(), tokenizer, small), decoding.prompts(cfg.category, cfg.prompts, cfg.first)
+    return Workshop(model, tokenizer, small), decoding.prompts(cfg.category, cfg.prompts, cfg.first)
 
 
 def _others(cfg: Config) -> Sequence[decoding.Prompt]:
     """As many prompts of the category as are measured, after them."""
-    if cfg.model == TOY:
-        return toy_prompts(2 * cfg.prompts)[cfg.prompts :]
+    if cfg.model == TINY:
+        return _tiny_prompts(2 * cfg.prompts)[cfg.prompts :]
     return decoding.prompts(cfg.category, cfg.prompts, cfg.first + cfg.prompts)
 
 
+def _tiny_prompts(count: int) -> list[decoding.Prompt]:
+    """Prompts that repeat themselves."""
+    return [decoding.Prompt(f"{n} abcabc {n} abcabc", (f"{n} abcabc",)) for n in range(count)]
+
+
 def _small(folder: str) -> Any:
-    return pretrained.load(folder)[0].eval()
+    return pretrained.load(folder)[0]
 
 
 def grid(line: str, categories: Sequence[str] = decoding.CATEGORIES, **more: Any) -> Any:
@@ -128,7 +136,7 @@ def tempered(earlier: Earlier) -> Sequence[Config]:
 
 def minutes(cfg: Config) -> float:
     """On one core of a 2026 server."""
-    if cfg.model == TOY:
+    if cfg.model == TINY:
         return 0.05
     return cfg.prompts * (1 + len(arms(cfg.arms))) * (cfg.tokens * 0.05 + 0.7) / 60
 
@@ -141,7 +149,8 @@ def present(results: Results) -> Presentation:
 
 
 SMOKE = ("prompt-lookup,prompt-lookup:length=3/fixed,suffix-decoding,speculative-sampling:length=2/fixed,"
-         "rest:store=outputs/fixed,hf-lookup")  # fmt: skip
+         "rest:store=outputs/fixed,cascade/fixed,draft-and-verify:attention=1,mlp=1/fixed,hf-lookup,"
+         "plain-bf16")  # fmt: skip
 FEW = {"prompts": 10}
 experiment = Experiment(
     name="speculative/bench",
@@ -149,7 +158,7 @@ experiment = Experiment(
     run=run,
     version=1,
     stages={
-        "smoke": (Stage("lookup", grid(SMOKE, ("chat",), model=TOY, prompts=3, tokens=12), minutes, "a tiny model"),),
+        "smoke": (Stage("lookup", grid(SMOKE, ("chat",), model=TINY, prompts=3, tokens=12), minutes, "a tiny model"),),
         "cpu": (
             Stage("lookup", grid(LOOKUP), minutes, "drafters that look up, 20 prompts of each of 9 categories"),
             Stage("stores", grid(STORES, ("code", "chat"), **FEW), minutes, "kinship of the datastore"),

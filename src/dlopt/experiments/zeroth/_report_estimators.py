@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dlopt.experiments._present import blank, partial_note, percent
+from dlopt.experiments._present import blank, partial_note, percent, stages_table
 from dlopt.experiments._series import line
 from dlopt.experiments.zeroth._estimates import LEVELS
-from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, drawn, judged, lost, number, row_of, runs
+from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, drawn, judged, lost, number, row_of
 from dlopt.experiments.zeroth.estimators import RANKS
 from dlopt.lab.record import Record
 from dlopt.lab.report import Presentation
@@ -47,7 +47,7 @@ def present(results: Results) -> Presentation:
     }  # fmt: skip
     shown.tables["law"] = _law_table(law)
     shown.tables["rank"] = _rank_table(done["rank"])
-    shown.tables["runs"] = runs(results, STAGES, lambda r: r.method)
+    shown.tables["runs"] = stages_table(results, STAGES, lambda r: r.method)
     made = {"dimension": _dimension(done["dimension"]), "rank": _rank_figure(done["rank"]), "eps": _eps(done["eps"])}
     shown.figures |= {name: figure if figure is not None else blank() for name, figure in made.items()}
     answers(shown, {1: _q1(law.get("gaussian")), 2: _q2(done["rank"]), 3: _q3(done["eps"])})

@@ -6,22 +6,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlopt.experiments._present import at, blank, interval, median, p_text, partial_note, percent
+from dlopt.experiments._present import at, blank, interval, median, p_text, partial_note, percent, stages_table
 from dlopt.experiments._series import grouped
 from dlopt.experiments.zeroth._common import NAMES, SVRG
 from dlopt.experiments.zeroth._lm_steps import COSTED, INTERVAL
-from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, judged, lost, number, runs, title
-from dlopt.experiments.zeroth.lm import (
-    BOXES,
-    EXAMPLES,
-    PRIORS,
-    SEEDS,
-    SST2,
-    TREC,
-    TRIALS,
-    passes,
-    series_of,
-)
+from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, judged, lost, number, title
+from dlopt.experiments.zeroth.lm import BOXES, EXAMPLES, PRIORS, SEEDS, SST2, TREC, TRIALS, passes, series_of
 from dlopt.lab import figures
 from dlopt.lab.record import Record
 from dlopt.lab.report import Presentation
@@ -67,7 +57,7 @@ def present(results: Results) -> Presentation:
     shown.values |= _cost_values(cost)
     shown.tables |= {"main": _main(groups, base), "trec": _main(grouped(other, _series), zero.get(TREC.task, {}))}
     shown.tables |= {"tests": _tests(groups, base), "cost": _cost_table(cost)}
-    shown.tables["runs"] = runs(results, STAGES, _series)
+    shown.tables["runs"] = stages_table(results, STAGES, _series)
     made: dict[str, Any] = {
         "forwards": _curves(trained, "forwards"),
         "seconds": _curves(trained, "seconds"),

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from dlopt.experiments._present import blank, partial_note
+from dlopt.experiments._present import blank, partial_note, stages_table
 from dlopt.experiments._series import grouped, line, slope
 from dlopt.experiments.zeroth._faults import DISTANCES
-from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, drawn, judged, lost, number, runs
+from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, drawn, judged, lost, number
 from dlopt.lab.record import Record
 from dlopt.lab.report import Presentation
 from dlopt.lab.study import Results
@@ -40,7 +40,7 @@ def present(results: Results) -> Presentation:
         "draws": max((r.config["draws"] for r in done["anchor"]), default=None),
     }  # fmt: skip
     shown.tables["drift"] = _drift_table(done["drift"])
-    shown.tables["runs"] = runs(results, STAGES, lambda r: r.config["rule"])
+    shown.tables["runs"] = stages_table(results, STAGES, lambda r: r.config["rule"])
     made = {"drift": _drift(done["drift"]), "cosine": _cosine(done["change"]),
             "interval": _interval(results.stages["interval"]), "anchor": _anchor(done["anchor"])}  # fmt: skip
     shown.figures |= {name: figure if figure is not None else blank() for name, figure in made.items()}

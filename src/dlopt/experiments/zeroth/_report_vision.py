@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dlopt.experiments._present import at, blank, interval, median, partial_note, percent
+from dlopt.experiments._present import at, blank, interval, median, partial_note, percent, stages_table
 from dlopt.experiments._series import grouped
 from dlopt.experiments.zeroth._common import NAMES
-from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, judged, lost, panels, runs, title
+from dlopt.experiments.zeroth._shown import NOTHING, Answer, answers, judged, lost, panels, title
 from dlopt.experiments.zeroth.vision import BOXES, CIFAR, HEAT_EPS, HEAT_LR, MNIST, SEEDS, SERIES, SMOKE, series_of
 from dlopt.lab import figures
 from dlopt.lab.record import Record
@@ -48,7 +48,7 @@ def present(results: Results) -> Presentation:
     }  # fmt: skip
     shown.values |= _speed(main)
     shown.tables |= {"main": _main(main), "resnet8": _main(deep), "directions": _directions(main)}
-    shown.tables["runs"] = runs(results, STAGES, _series)
+    shown.tables["runs"] = stages_table(results, STAGES, _series)
     both, maps = [*small, *large], grouped(heat, lambda r: (r.method, r.config["dtype"]))
     made: dict[str, Any] = {
         "forwards": panels(both, "forwards", "val_loss", _panel, _series, log_x=True, height=2.1),

@@ -11,10 +11,8 @@ from dlopt.experiments.zeroth._common import NAMES
 from dlopt.lab import figures, palette
 from dlopt.lab.record import Record
 from dlopt.lab.report import Presentation
-from dlopt.lab.study import Results
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
 Answer = tuple[str, str]
@@ -68,26 +66,6 @@ def row_of(record: Record, column: str, value: float) -> dict[str, Any]:
 
 def number(value: float | None, digits: int = 3) -> str:
     return "—" if value is None else f"{value:.{digits}g}"
-
-
-def runs(results: Results, about: Mapping[str, str], series: Callable[[Record], str]) -> pd.DataFrame:
-    """One row a stage: what it was, how many runs are there and are missing, how they ended, how long they took."""
-    import pandas as pd
-
-    rows = []
-    for stage, records in results.stages.items():
-        lost = sum(r.status == "diverged" for r in records)
-        failed = sum(r.status not in ("done", "diverged") for r in records)
-        missing = sum(m.startswith(f"{stage}:") for m in results.missing)
-        minutes = sum(r.summary.get("seconds", 0.0) for r in records) / 60
-        seeds = sorted({int(r.config["seed"]) for r in records})
-        numbers = "—" if not seeds else "、".join(map(str, seeds))
-        rows.append((about.get(stage, stage), len(set(map(series, records))), numbers, len(records), missing, lost,
-                     failed, minutes))  # fmt: skip
-    columns = ["阶段", "方法数", "种子", "运行数", "缺", "发散", "失败或跳过", "合计分钟"]
-    frame = pd.DataFrame(rows, columns=columns)
-    frame.attrs["styles"] = {"合计分钟": "fixed:1"}
-    return frame
 
 
 def lost(records: Iterable[Record], series: Callable[[Record], str]) -> list[str]:
