@@ -40,7 +40,7 @@ def test_arms_are_read_from_a_line() -> None:
     ("line", "told"),
     [
         ("promt-lookup", "did you mean prompt-lookup"),
-        ("prompt-lookup,prompt-lookup", "each once"),
+        ("prompt-lookup,prompt-lookup", "each arm once"),
         ("plain", "no arm is called 'plain'"),
         ("llma/free", "stands fixed, not 'free'"),
         ("llma:length", "reads name=value"),
