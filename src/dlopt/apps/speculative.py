@@ -10,11 +10,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dlopt.commands import Usage
+from dlopt.lab import tables
 
 EVERY = 60.0  # seconds between checkpoints
 PER_TOKEN = 8  # bytes of text for a token, more than English needs
@@ -33,7 +33,7 @@ def build_store(corpus: Path, model: str, out: Path) -> None:
     from dlopt.speculative.datastore import Datastore
 
     total = sum(file.stat().st_size for file in files)
-    with _bar() as tell:
+    with tables.work_bar() as tell:
 
         def documents() -> Iterator[list[int]]:
             read = 0
@@ -89,7 +89,7 @@ def distill(target: str, out: Path, data: str, recipe: Mapping[str, Any], minute
     try:
         training = Distillation(network, tokens, plan, known)
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        with _bar() as tell:
+        with tables.work_bar() as tell:
             ended = training.run(
                 checkpoint, EVERY, deadline, lambda done, all_, loss: tell("distilling", done, all_, f"loss {loss:.3f}")
             )
@@ -188,33 +188,3 @@ def _tokens(raw: Any, wanted: int, tokenizer: Any) -> Any:
     texts = [Text.decode(part).strip("�") for part in parts]
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor([token for row in ids for token in row], dtype=torch.long)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
-    """tell(what, done, all, note): bars on a terminal, a line at every tenth elsewhere."""
-    if not sys.stderr.isatty():
-        shown: dict[str, int] = {}
-
-        def line(what: str, done: int, all_: int, note: str) -> None:
-            tenth = 10 * done // max(all_, 1)
-            if tenth > shown.get(what, -1):
-                shown[what] = tenth
-                print(f"dlopt: {what}: {done:,} of {all_:,} {note}".rstrip(), file=sys.stderr)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-               TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def draw(what: str, done: int, all_: int, note: str) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=all_, note=note)
-            bars.update(tasks[what], completed=done, total=all_, note=note)
-
-        yield draw
