@@ -241,14 +241,23 @@ def planted():
     return target, texts(target)[:1]
 
 
-def test_the_search_is_reproducible_and_finds_what_does_nothing(tmp_path):
+def test_the_search_is_reproducible():
+    """Nine of 12,870 sets are tried, all but the first at random: two searches without a seed do not agree by luck."""
+    idle = [0, 1, 6, 7]  # so that the first set, around the middle, is the worst
+    target = silenced(model(layers=8), "llama", idle, idle)
+    rows = texts(target)[:1]
+    found = [find_skips(target, rows, 0.5, trials=9, seed=5) for _ in range(2)]
+    assert found[0] == found[1]
+    assert (found[0].attention, found[0].mlp) != ((2, 3, 4, 5), (2, 3, 4, 5))
+
+
+def test_the_search_finds_what_does_nothing(tmp_path):
     target, rows = planted()
     seen = []
     options = {"share": 0.125, "trials": 20, "seed": 1}
     found = find_skips(target, rows, progress=lambda *told: seen.append(told), **options)
     assert (found.attention, found.mlp) in [((3,), ()), ((), (0,))]
     assert found.agreement == 1.0
-    assert find_skips(target, rows, **options) == found
     assert [done for done, _, _ in seen] == list(range(1, 21))
     assert seen[0][2] < seen[-1][2] == 1.0
     found.save(tmp_path / "skips.json")
