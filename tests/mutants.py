@@ -54,6 +54,7 @@ KIVI, PACKED, SCORED = (f"tests/kvcache/test_{name}.py" for name in ("kivi", "pa
 VERIFY, SPECULATE = "tests/speculative/test_verify.py", "tests/speculative/test_generate.py"
 RECORD, EXPERIMENT, RUN = "tests/lab/test_record.py", "tests/lab/test_experiment.py", "tests/lab/test_run.py"
 DATASTORE, SUFFIX, RECYCLING = (f"tests/speculative/test_{name}.py" for name in ("datastore", "suffix", "recycling"))
+DECODE_PAGE = "tests/apps/test_decode.py"
 CASCADE, SKIPPING, DISTILLING = (f"tests/speculative/test_{name}.py" for name in ("cascade", "layer_skip", "distill"))
 
 MUTANTS = [
@@ -585,6 +586,18 @@ MUTANTS = [
     Mutant(
         "speculative: a drafting model draws without the target's settings", "speculative/model_draft.py",
         "law = self.sampling.law(logits, context)", "law = Sampling(1.0).law(logits)", "tests/speculative/test_drafters.py", "processors_apply",
+    ),
+    Mutant(
+        "page on drafts: accepted tokens and the target's own change colours", "apps/decoder.py",
+        '["accepted"] * found.accepted + [found.kind] *', '[found.kind] * found.accepted + ["accepted"] *', DECODE_PAGE, "in_order",
+    ),
+    Mutant(
+        "page on drafts: who has left is decoded for", "apps/decoder.py",
+        "            if stopped():\n", "            if not stopped:\n", DECODE_PAGE, "after_it_was_cancelled",
+    ),
+    Mutant(
+        "page on drafts: half a character is shown", "apps/decoder.py",
+        'whole.removesuffix("\\ufffd")', "whole", DECODE_PAGE, "that_completes_it",
     ),
     Mutant(
         "cascade: a lenient token carries the reviewer's law", "speculative/cascade.py",

@@ -12,6 +12,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
          "--disable-sync", "--no-first-run"]  # fmt: skip
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TIMEOUT = 60_000  # milliseconds: a bound for a busy machine, not a speed that is asked for
+POEM = ("/poem", "() => document.querySelectorAll('#rhyme option').length === 31")  # a page, and when it is ready
 SHOTS = os.environ.get("DLOPT_SCREENSHOTS")  # a folder to look at
 
 
@@ -36,15 +37,15 @@ def browser(tmp_path_factory):
 class Visit:
     """One page, with all that went wrong on it and all that it asked for."""
 
-    def __init__(self, context, url):
+    def __init__(self, context, url, where=POEM):
         self.wrong, self.asked = [], []
         self.page = context.new_page()
         self.page.set_default_timeout(TIMEOUT)
         self.page.on("console", lambda message: self._hear(message.type, message.text))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(url + "/poem")
-        self.page.wait_for_function("() => document.querySelectorAll('#rhyme option').length === 31")
+        self.page.goto(url + where[0])
+        self.page.wait_for_function(where[1])
 
     def _hear(self, kind, text):
         if kind in ("error", "warning") and "status of 4" not in text:
@@ -71,9 +72,9 @@ class Visit:
 def visit(browser, running):
     opened = []
 
-    def go(**settings):
+    def go(where=POEM, **settings):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "locale": "zh-CN", **settings})
-        opened.append((context, Visit(context, running.url)))
+        opened.append((context, Visit(context, running.url, where)))
         return opened[-1][1]
 
     yield go

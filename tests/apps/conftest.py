@@ -71,6 +71,13 @@ def running(assistant):
     found.stop()
 
 
+@pytest.fixture(scope="module")
+def held():
+    from tests.apps.drafting import Held  # it imports transformers
+
+    return Held()
+
+
 @pytest.fixture
 def client(running):
     with httpx.Client(base_url=running.url, timeout=120, trust_env=False) as found:

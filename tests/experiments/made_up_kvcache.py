@@ -36,7 +36,7 @@ def questions(cfg: Any, level: Level) -> dict[str, Any]:
         "accuracy_norm": 0.31, "gold_nll": 18 + mean, "gold_nll_each": [18 + e for e in each], "divergence": mean,
         "divergence_each": each, "token_divergence": 2 * mean, "agreement": 0.9, "tokens": 420,
         "bytes_16bit": 10_000_000 // small, "full_bytes_16bit": 10_000_000, "smaller": float(small), "key_error": 0.2,
-        "value_error": 0.4,
+        "value_error": 0.4, "covered": 40, "covered_nll": 19 + mean,
     }  # fmt: skip
 
 

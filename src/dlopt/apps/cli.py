@@ -24,7 +24,7 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     model: Model = None,
 ) -> None:
-    """Serve the pages (the poem assistant) on this machine, until interrupted."""
+    """Serve the pages (the poem assistant, decoding with drafts) on this machine, until interrupted."""
     from dlopt.apps import commands
 
     commands.serve(host, port, model)

@@ -20,7 +20,7 @@ MODELS = {"poetry": "transformer/assistant"}
 
 def trained() -> Path:
     """Where `dlopt model train poetry` leaves the model that the assistant then uses."""
-    from dlopt.experiments.transformer.assistant import artifacts
+    from dlopt.experiments._artifacts import artifacts
 
     return artifacts() / "poetry" / "model.safetensors"
 
@@ -107,7 +107,8 @@ def train(
     """Do the run that trains a model, with its progress bar; at the end put the model where the assistant looks."""
     from dlopt import catalog
     from dlopt.commands import conduct, study_of
-    from dlopt.experiments.transformer.assistant import artifact, artifacts
+    from dlopt.experiments._artifacts import artifacts
+    from dlopt.experiments.transformer.assistant import artifact
     from dlopt.lab.run import recorded
 
     if name not in MODELS:

@@ -25,14 +25,15 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from dlopt.apps import glyphs, poem
+from dlopt.apps import decode, glyphs, poem
+from dlopt.apps.decoder import Decoder
 from dlopt.apps.worker import WAITING, Busy, Stopped, Worker
 from dlopt.poetry.assistant import Assistant
 from dlopt.poetry.wish import Refused
 
 BODY = 65_536  # bytes of a request
 LOCAL = ("127.0.0.1", "localhost", "::1")
-PAGES = (poem.PAGE,)
+PAGES = (poem.PAGE, decode.PAGE)
 STATUS = {
     404: "没有这个页面",
     405: "这个地址不接受这种请求",
@@ -44,9 +45,15 @@ Message = MutableMapping[str, Any]
 
 
 def create(
-    assistant: Assistant | None, *, missing: str = "", hosts: tuple[str, ...] = LOCAL, waiting: int = WAITING
+    assistant: Assistant | None,
+    *,
+    missing: str = "",
+    decoder: Decoder | None = None,
+    hosts: tuple[str, ...] = LOCAL,
+    waiting: int = WAITING,
 ) -> FastAPI:
-    """The application. missing: why there is no assistant. hosts: names that a browser may know this server by."""
+    """The application. missing: why there is no assistant. decoder: None takes the default pretrained model, if it is
+    here when somebody asks. hosts: names that a browser may know this server by."""
     worker = Worker(waiting)
 
     @asynccontextmanager
@@ -56,6 +63,7 @@ def create(
 
     app = FastAPI(title="dlopt", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.include_router(poem.router(assistant, missing, worker))
+    app.include_router(decode.router(decoder or Decoder(), worker))
     app.include_router(glyphs.router)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[_bracketed(h) for h in hosts])
     app.add_middleware(Bounded)  # the last added is the outermost

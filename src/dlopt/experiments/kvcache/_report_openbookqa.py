@@ -34,6 +34,7 @@ COLUMNS = {"金答案 NLL": "gold_nll_each", "KL": "divergence_each", "词元 KL
            "acc": "accuracy", "acc_norm": "accuracy_norm", "倍数": "smaller"}  # fmt: skip
 STYLES = {"金答案 NLL": "fixed:2", "KL": "fixed:4", "词元 KL": "fixed:3", "一致": "percent", "acc": "percent",
           "acc_norm": "percent", "倍数": "fixed:1"}  # fmt: skip
+COVERED = {"有据 NLL": "covered_nll"}  # of the questions whose fact stands in the prefix
 
 
 def present(results: Results) -> Presentation:
@@ -51,7 +52,9 @@ def present(results: Results) -> Presentation:
     for name, short in ((SHOTS, "shots"), (BOOK, "book"), (LONG, "long")):
         some = behind[name][0] if behind[name] else None
         shown.values[f"{short}.tokens"] = None if some is None else some.summary["prefix_tokens"]
-        shown.tables[short] = _main(behind[name])
+        shown.tables[short] = _main(behind[name], name != SHOTS)
+        if name != SHOTS:
+            shown.values[f"{short}.covered"] = None if some is None else some.summary["covered"]
     shown.tables["bounds"] = table(bounds, {"缓存": _exact}, COLUMNS, STYLES)
     shown.tables["cost"] = table(
         behind[LONG],
@@ -80,10 +83,11 @@ def _exact(record: Record) -> str:
     return named(record)
 
 
-def _main(records: Sequence[Record]) -> Any:
+def _main(records: Sequence[Record], covered: bool) -> Any:
     order = {"full": 0, "int8": 1, "kivi-4": 2, "int4": 3, "kivi-2": 4}
     kept = sorted(records, key=lambda r: (order.get(series(r), 9), -(budget_of(r.config) or 0)))
-    return table(kept, {"缓存": named}, COLUMNS, STYLES)
+    columns, styles = (COVERED | COLUMNS, dict.fromkeys(COVERED, "fixed:2") | STYLES) if covered else (COLUMNS, STYLES)
+    return table(kept, {"缓存": named}, columns, styles)
 
 
 def _pareto(records: Sequence[Record]) -> Any:

@@ -2,7 +2,8 @@
 
 An arm is a drafter of the catalogue with settings, "/fixed" without the gate; or one of the baselines `plain-bf16` (the
 target in 16 bits), `hf-lookup` and `hf-assisted` (transformers' own). Plain decoding in fp32 always runs beside them.
-Two settings are not the drafter's: `store` (of `rest`) and `history` (of `suffix-decoding`: on or off).
+Three settings are not the drafter's: `store` (of `rest`), `history` (of `suffix-decoding`: on or off) and `skips=found`
+(of `draft-and-verify`: the set that a run of `speculative/skipping` found).
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ PLAIN = "plain"
 HALF = "plain-bf16"
 BASELINES = (HALF, "hf-lookup", "hf-assisted")
 NEED_SMALL = ("hf-assisted", "speculative-sampling", "cascade")
+DRAWN = ("speculative-sampling", "cascade", "draft-and-verify")  # a model writes the drafts, under sampling by lot
 STORES = ("instructions", "books", "outputs")
 HF_LENGTH = 10
-OURS = ("store", "history")  # settings of an arm that are not the drafter's
+OURS = ("store", "history", "skips")  # settings of an arm that are not the drafter's
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def _arm(text: str) -> Arm:
         raise ValueError(f"store takes {', '.join(STORES)}, not {params['store']!r}")
     if params.get("history", "on") not in ("on", "off"):
         raise ValueError(f"history takes on or off, not {params['history']!r}")
+    if params.get("skips", "found") != "found":
+        raise ValueError(f"skips takes found, not {params['skips']!r}; name sub-layers with attention=3+5,mlp=4")
     if name not in BASELINES:
         catalog.find(name).check({key: v for key, v in params.items() if key not in OURS})
     return Arm(text, name, params, not slash)
@@ -99,12 +103,14 @@ def _bare(target: Any) -> bool:
 @dataclass
 class Workshop:
     """What drafters are built from. target, tokenizer: the model. drafter: calls for a small model that drafts, if
-    there is one. outputs: token ids of earlier answers, for the store of that name."""
+    there is one. outputs: token ids of earlier answers, for the store of that name. skips: calls for the set of
+    sub-layers that was found, if there is one."""
 
     target: Any
     tokenizer: Any
     drafter: Callable[[], Any] | None = None
     outputs: list[list[int]] = field(default_factory=list)
+    skips: Callable[[], Any] | None = None
     _kept: dict[str, Any] = field(default_factory=dict)
 
     def build(self, arm: Arm, prompt: Prompt) -> Any:
@@ -185,7 +191,12 @@ def _cascade(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -
 
 
 def _skipping(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> Any:
-    """The target without some sub-layers: `attention=3+5,mlp=4`."""
+    """The target without some sub-layers: `attention=3+5,mlp=4`, or those that were found: `skips=found`."""
+    if params.pop("skips", None):
+        if shop.skips is None:
+            raise ValueError("this run has no set of skipped sub-layers")
+        found = shop.once("skips", shop.skips)
+        params |= {"attention": list(found.attention), "mlp": list(found.mlp)}
     lists = {name: v if isinstance(v, list) else [v] for name, v in params.items() if name in ("attention", "mlp")}
     return catalog.find(arm.method).load()(shop.target, **params | lists)
 

@@ -1,4 +1,4 @@
-"""The ten questions of the report on speculative decoding, judged by rules that were written before the runs."""
+"""The questions of the report on speculative decoding, judged by rules that were written before the runs."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ ByCategory = Mapping[str, Sequence[Record]]
 LOOKUP, FIXED, THEIRS, BF16 = "prompt-lookup", "prompt-lookup/fixed", "hf-lookup", "plain-bf16"
 NEVER_SLOWER, REWRITING, OTHERS, DRAFTS = 0.95, 1.6, 1.3, 1.1
 OWN_STORE, AGREES, IMAGINED = 1.3, 0.10, 1.5
+SMALL, CASCADE = "speculative-sampling/fixed", "cascade/fixed"
 IN_TEXT = (FIXED, "llma/fixed")  # question 9: drafters that look up in the text at hand
 NOTHING: Answer = (None, "所依据的运行不齐全，按规则记为未定。")
 
@@ -33,7 +34,7 @@ def mean_of(value: Interval | None) -> float | None:
 
 
 def questions(main: ByCategory, done: Mapping[str, Sequence[Record]]) -> list[Answer]:
-    """(holds, fails or not known; the numbers it was judged by) of questions 1 to 10."""
+    """(holds, fails or not known; the numbers it was judged by) of questions 1 to 10 and 12."""
     return [
         _never_slower(main),
         _at_least(main, ("rewriting",), REWRITING),
@@ -45,6 +46,7 @@ def questions(main: ByCategory, done: Mapping[str, Sequence[Record]]) -> list[An
         _model(main),
         _gpu(main),
         _overall(main),
+        _distilled(main),
     ]
 
 
@@ -164,3 +166,15 @@ def _overall(main: ByCategory) -> Answer:
         f"各任务平均加速最高的是{title(best)}，{whole[best]:.2f}；"
         f"带门控的查找为 {whole.get(LOOKUP, float('nan')):.2f}。"
     )
+
+
+def _distilled(main: ByCategory) -> Answer:
+    pairs = {c: (_speed(main, c, SMALL), _speed(main, c, CASCADE)) for c in main}
+    if not pairs or any(a is None or b is None for a, b in pairs.values()):
+        return NOTHING
+    small, both = ({c: pair[i] for c, pair in pairs.items() if pair[i] is not None} for i in (0, 1))
+    most = max(small, key=lambda c: small[c].mean)
+    averages = [mean([v.mean for v in rows.values()]) or 0.0 for rows in (small, both)]
+    told = (f"定长的小模型起草最快的任务是{named(most)}，{_told(small[most])}；"
+            f"各类平均，小模型 {averages[0]:.2f}，级联 {averages[1]:.2f}。")  # fmt: skip
+    return all(v.high < 1 for v in small.values()) and averages[1] > averages[0], told

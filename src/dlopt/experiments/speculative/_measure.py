@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from dlopt.experiments.speculative._arms import BASELINES, HALF, HF_LENGTH, PLAIN, Arm, Workshop
+from dlopt.experiments.speculative._arms import BASELINES, DRAWN, HALF, HF_LENGTH, PLAIN, Arm, Workshop
 from dlopt.speculative import Gate, Stats, generate
 from dlopt.tasks.decoding import Prompt, render
 
 # where the two likeliest tokens are nearer than this in their logits, block and single passes may choose differently
 TIE = 1e-2
-DRAWN = ("speculative-sampling", "cascade", "draft-and-verify")  # at a temperature: equal in law, not in text
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dlopt.experiments.speculative._arms import BASELINES, PLAIN, arms
+from dlopt.experiments.speculative._arms import BASELINES, DRAWN, PLAIN, arms
 from dlopt.lab.record import Record
 from dlopt.lab.stats import Interval
 from dlopt.speculative.costs import Costs
@@ -17,7 +17,13 @@ RESAMPLES, SLOPE = 4000, 0.03  # SLOPE: of v(k) on an accelerator that waits for
 
 def names(record: Record) -> list[str]:
     """The arms of a run, without plain."""
-    return [arm.text for arm in arms(str(record.config["arms"]))]
+    line = str(record.config.get("arms") or record.summary.get("arms") or "")
+    return [arm.text for arm in arms(line)] if line else []
+
+
+def method_of(arm: str) -> str:
+    """The method of an arm's text."""
+    return arm.partition("/")[0].partition(":")[0]
 
 
 def has(record: Record, arm: str) -> bool:
@@ -71,11 +77,15 @@ def costs(record: Record) -> Costs:
 
 
 def imagined(record: Record, arm: str, slope: float = SLOPE) -> float | None:
-    """Speed-up of the same drafts where a pass of k tokens costs 1 + slope (k - 1) and drafting nothing."""
+    """Speed-up of the same drafts where a pass of k tokens costs 1 + slope (k - 1) and a drafted token c: nothing for
+    lookup, the share of weights that is read for layers skipped (None where the record does not tell c)."""
+    c = record.summary.get("cost") if method_of(arm) in DRAWN else 0.0
     found = widths(record, arm)
-    tokens = int((_list(record, f"{arm} tokens") - 1).sum()) if found else 0
+    if not found or c is None:
+        return None
+    tokens = int((_list(record, f"{arm} tokens") - 1).sum())
     spent = sum(count * (1 + slope * (width - 1)) for width, count in found.items())
-    return tokens / spent if spent else None
+    return tokens / (spent + c * int(record.summary[f"{arm} drafted"]))
 
 
 def predicted(record: Record, arm: str) -> float | None:

@@ -7,6 +7,7 @@ token over the arm's, over all prompts together, with an interval from resamplin
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 
 from dlopt.experiments._tiny import ByteTokenizer, llama
+from dlopt.experiments.speculative import distil, skipping
 from dlopt.experiments.speculative._arms import NEED_SMALL, Workshop, arms
 from dlopt.experiments.speculative._measure import Settings, earlier, measure, summed
+from dlopt.experiments.speculative._tools import SMOLLM2, TINY, target
 from dlopt.lab.experiment import Earlier, Experiment, Stage
 from dlopt.lab.log import Log, Skipped
 from dlopt.lab.report import Presentation
@@ -24,8 +27,6 @@ from dlopt.lab.study import Results
 from dlopt.tasks import decoding
 from dlopt.tasks.models import pretrained
 
-SMOLLM2 = "smollm2-135m-instruct-q4_1"
-TINY = "tiny"
 LOOKUP = ("plain-bf16,hf-lookup,prompt-lookup,prompt-lookup/fixed,llma,llma/fixed,rest,rest/fixed,suffix-decoding,"
           "token-recycling,best-of-drafts")  # fmt: skip
 LENGTHS = ",".join(f"prompt-lookup:length={n}/fixed" for n in (2, 4, 7, 10, 16))
@@ -33,13 +34,16 @@ TREES = ("suffix-decoding:tree=false/fixed,suffix-decoding/fixed,token-recycling
          "token-recycling:nodes=7/fixed,token-recycling:nodes=24/fixed")  # fmt: skip
 STORES = "rest:store=instructions/fixed,rest:store=books/fixed,rest:store=outputs/fixed"
 DRAWN = "prompt-lookup,llma,suffix-decoding,best-of-drafts"
+MODELS = ("speculative-sampling,speculative-sampling/fixed,cascade,cascade/fixed,draft-and-verify:skips=found,"
+          "draft-and-verify:skips=found/fixed,hf-assisted")  # fmt: skip
+DISTILLED = "distilled"
 
 
 @dataclass(frozen=True)
 class Config:
     """category: of `tasks.decoding`. arms: see `_arms`. model: a name of the registry, or "tiny". drafter: the folder
-    of the small model that drafts; "" for none. prompts: how many, from number `first` on. tokens: new ones, at most.
-    temperature: 0 is greedy. seed: of sampling."""
+    of the small model that drafts; "distilled" for that of `speculative/distil`, "" for none. prompts: how many, from
+    number `first` on. tokens: new ones, at most. temperature: 0 is greedy. seed: of sampling."""
 
     category: str = "chat"
     arms: str = LOOKUP
@@ -74,8 +78,13 @@ def identity(cfg: Config) -> dict[str, str]:
     if cfg.model == TINY:
         return {}
     found = decoding.identity(cfg.category) | pretrained.identity(cfg.model)
-    if cfg.drafter:
+    if cfg.drafter == DISTILLED:
+        found["drafter"] = distil.digest(distil.place())
+    elif cfg.drafter:
         found |= {f"drafter/{name}": sha256 for name, sha256 in pretrained.identity(cfg.drafter).items()}
+    if "skips=found" in cfg.arms:
+        path = skipping.place()
+        found["skips"] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
     return found
 
 
@@ -96,14 +105,19 @@ def run(cfg: Config, log: Log) -> Mapping[str, Any]:
 
 
 def _workshop(cfg: Config) -> tuple[Workshop, Sequence[decoding.Prompt]]:
+    from dlopt.speculative import Skips
+
     if cfg.model == TINY:
         small = partial(llama, layers=1, seed=1, hidden_size=64, eos_token_id=None)
         return Workshop(llama(eos_token_id=None), ByteTokenizer(), small), _tiny_prompts(cfg.prompts)
-    if pretrained.state(cfg.model) != "here":
-        raise Skipped(f"the model is not here: run `dlopt model get {cfg.model}` first")
-    model, tokenizer = pretrained.load(cfg.model)
-    small = partial(_small, cfg.drafter) if cfg.drafter else None
-    return Workshop(model, tokenizer, small), decoding.prompts(cfg.category, cfg.prompts, cfg.first)
+    folder = str(distil.place()) if cfg.drafter == DISTILLED else cfg.drafter
+    for needed, path, name in ((cfg.drafter == DISTILLED, distil.place(), "speculative/distil"),
+                               ("skips=found" in cfg.arms, skipping.place(), "speculative/skipping")):  # fmt: skip
+        if needed and not path.exists():
+            raise Skipped(f"it drafts with what `dlopt run {name} --scale cpu` leaves behind, which is not here")
+    small = partial(_small, folder) if folder else None
+    found = partial(Skips.load, skipping.place())
+    return Workshop(*target(cfg.model), small, skips=found), decoding.prompts(cfg.category, cfg.prompts, cfg.first)
 
 
 def _others(cfg: Config) -> Sequence[decoding.Prompt]:
@@ -165,6 +179,9 @@ experiment = Experiment(
             Stage("trees", grid(TREES, ("code", "chat"), **FEW), minutes, "tree against chain"),
             Stage("lengths", grid(LENGTHS, ("rewriting", "code", "chat"), **FEW), minutes, "fixed draft lengths"),
             Stage("drawn", tempered, minutes, "temperature 0.5 and 1"),
+            Stage(
+                "models", grid(MODELS, drafter=DISTILLED, **FEW), minutes, "a small model, a cascade, skipped layers"
+            ),
         ),
     },
     identity=identity,

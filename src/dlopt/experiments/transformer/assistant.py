@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlopt.experiments._artifacts import artifacts
 from dlopt.experiments._present import partial_note
 from dlopt.experiments._steps import at_least, check_method, train_method
 from dlopt.experiments.transformer import _verses as verses
@@ -28,7 +28,6 @@ from dlopt.lab.report import Presentation
 from dlopt.lab.study import Results
 from dlopt.poetry import checkpoint
 from dlopt.poetry.layout import LONGEST, encode
-from dlopt.tasks.data.files import cache_dir
 from dlopt.tasks.modes import evaluating
 from dlopt.transformer.config import TransformerConfig
 from dlopt.transformer.model import Decoder
@@ -127,12 +126,6 @@ def shape(cfg: Config, vocabulary: int) -> TransformerConfig:
         vocabulary, width=cfg.width, layers=cfg.layers, heads=cfg.heads, norm="rms", feedforward="swiglu",
         positions="rope", init="scaled", max_length=LONGEST,
     )  # fmt: skip
-
-
-def artifacts() -> Path:
-    """The folder of trained models: DLOPT_ARTIFACTS, else `artifacts` in the cache."""
-    chosen = os.environ.get("DLOPT_ARTIFACTS")
-    return Path(chosen).expanduser() if chosen else cache_dir() / "artifacts"
 
 
 def artifact(key: str) -> Path:
