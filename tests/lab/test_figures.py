@@ -213,3 +213,10 @@ def test_the_bar_of_a_single_run_is_labelled():
     one = Interval(0.5, float("nan"), float("nan"))
     (label,) = [t for t in figures.bars({"lion": one}, "accuracy").axes[0].texts if "50" in t.get_text()]
     assert label.xy == (0.5, 0)
+
+
+def test_bars_of_one_series_share_its_colour():
+    bars = {"a: adamw": 1.0, "a: sgd": 2.0, "b: adamw": 3.0}
+    figure = figures.bars(bars, "seconds", series={name: name.split()[1] for name in bars})
+    colours = [patch.get_facecolor() for patch in figure.axes[0].patches]
+    assert colours[0] == colours[2] != colours[1]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter
@@ -19,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dlopt.apps.decoder import Ask, Cancelled, Decoder, offers
 from dlopt.apps.poem import NotReady
-from dlopt.apps.worker import Job, Worker
-from dlopt.poetry.wish import Refused
+from dlopt.apps.stream import stream
+from dlopt.apps.worker import Worker
 
 PAGE = ("/decode", "投机解码", "同一段提示，先逐词解码，再带草稿解码：哪些词元是草稿猜中的，哪些由模型改正，快了多少。")
 LONGEST = 8_000  # characters of a prompt or a reference
@@ -88,25 +87,10 @@ def router(decoder: Decoder, worker: Worker) -> APIRouter:
             raise NotReady(missing)
         ahead = worker.ahead
         job = worker.submit(lambda job: decoder.run(ask, job.tell, job.cancelled.is_set))
-        return StreamingResponse(_events({"type": "queued", "ahead": ahead}, job), media_type="text/event-stream")
+        events = stream({"type": "queued", "ahead": ahead}, job, _event, Cancelled, "解码")
+        return StreamingResponse(events, media_type="text/event-stream")
 
     return routes
-
-
-async def _events(head: dict[str, Any], job: Job) -> AsyncIterator[str]:
-    try:
-        yield _event(head)
-        async for event in job.results():
-            yield _event(event)
-    except Refused as error:
-        yield _event({"type": "error", "error": str(error)})
-    except Cancelled:
-        return
-    except Exception as error:  # the answer has begun, so its status cannot say it any more
-        yield _event({"type": "error", "error": f"解码时出错（{type(error).__name__}），请再试一次"})
-        raise
-    finally:
-        job.cancelled.set()
 
 
 def _event(event: dict[str, Any]) -> str:

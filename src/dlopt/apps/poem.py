@@ -10,19 +10,19 @@ import base64
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from dlopt.apps.stream import stream
 from dlopt.apps.worker import Job, Worker
 from dlopt.poetry.assistant import Assistant, Cancelled, Stroke, Wish
 from dlopt.poetry.patterns import FORMS
 from dlopt.poetry.rhymebook import level_groups
 from dlopt.poetry.script import simplified
-from dlopt.poetry.wish import KINDS, Asked, Refused
+from dlopt.poetry.wish import KINDS, Asked
 
 PAGE = ("/poem", "诗词助手", "写绝句、律诗、藏头诗、对联，或续下句：平仄与押韵由规则保证，字由小型 Transformer 选出。")
 POEMS = 6  # of one request
@@ -107,7 +107,7 @@ def router(assistant: Assistant | None, missing: str, worker: Worker) -> APIRout
         ahead = worker.ahead
         job = worker.submit(lambda job: _write(job, found, asked, body, seed))
         head = {"type": "start", "seed": seed, "count": body.count, "ahead": ahead, **_form(asked)}
-        return StreamingResponse(_lines(head, job), media_type="application/x-ndjson")
+        return StreamingResponse(stream(head, job, _line, Cancelled, "写诗"), media_type="application/x-ndjson")
 
     @routes.post("/alternatives")
     async def alternatives(body: Choosing) -> Any:
@@ -152,22 +152,6 @@ def _write(job: Job, assistant: Assistant, asked: Asked, body: Writing, seed: in
     for number, poem in enumerate(poems):
         job.tell({"type": "poem", "poem": number, **poem.as_dict()})
     job.tell({"type": "end", "seconds": round(time.perf_counter() - began, 3)})
-
-
-async def _lines(head: dict[str, Any], job: Job) -> AsyncIterator[str]:
-    yield _line(head)
-    try:
-        async for event in job.results():
-            yield _line(event)
-    except Refused as error:
-        yield _line({"type": "error", "error": str(error)})
-    except Cancelled:
-        return
-    except Exception as error:  # the answer has begun, so its status cannot say it any more
-        yield _line({"type": "error", "error": f"写诗时出错（{type(error).__name__}），请再试一次"})
-        raise
-    finally:
-        job.cancelled.set()
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -62,11 +62,13 @@ def bars(
     *,
     log: bool = False,
     names: Mapping[str, str] | None = None,
+    series: Mapping[str, str] | None = None,
 ) -> Figure:
     """Horizontal bars, one per series, with the interval as a whisker and the number beside it.
 
     column: what the values are ("accuracy", "seconds", "state_bytes"); it decides the axis' name and unit. A value
-    that is not finite is written as 发散 and has no bar. Bars begin at 0 unless `log`.
+    that is not finite is written as 发散 and has no bar. Bars begin at 0 unless `log`. series: {bar: the series whose
+    colour it takes}, for figures with several bars of a series.
     """
     with canvas.style():
         figure, (axes,) = canvas.panels(1, 0.6 + 0.34 * len(values))
@@ -77,7 +79,7 @@ def bars(
             if not math.isfinite(mean):
                 _beside(axes, "发散", axes.get_xlim()[0] if log else 0.0, row)
                 continue
-            axes.barh(row, mean, color=palette.look(name).colour, height=0.62, alpha=0.85)
+            axes.barh(row, mean, color=palette.look((series or {}).get(name, name)).colour, height=0.62, alpha=0.85)
             if high > low:
                 ends = [[mean - low], [high - mean]]
                 axes.errorbar(mean, row, xerr=ends, color="white", capsize=4, linewidth=3, capthick=3)  # a halo

@@ -163,14 +163,15 @@ def _drawn(records: Sequence[Record]) -> Any:
 
 def _bars(main: ByCategory) -> Any:
     """Gated lookup beside transformers' lookup, by category."""
-    found = {}
+    found, series = {}, {}
     for category, records in main.items():
         for arm in ("prompt-lookup", "hf-lookup"):
             r = _of(records, arm)
             value = None if r is None else speedup(r, arm)
             if value is not None:
-                found[f"{named(category)}：{title(arm)}"] = value
-    return figures.bars(found, "加速（倍）") if found else None
+                bar = f"{named(category)}：{title(arm)}"
+                found[bar], series[bar] = value, arm
+    return figures.bars(found, "加速（倍）", series=series) if found else None
 
 
 def _costs(record: Record | None) -> Any:
