@@ -35,7 +35,7 @@ def test_greedy_text_is_identical_in_fewer_passes(smollm2):
 def test_greedy_text_of_many_prompts(kind, smollm2):
     """Four prompts of each kind, each with another drafter, chains and trees, without a gate."""
     target, tokenizer = smollm2
-    taken = 0
+    offered, taken = 0, 0
     for number, prompt in enumerate(decoding.prompts(kind, EACH, longest=500)):
         ids = decoding.render(tokenizer, prompt.text)
         drafters = [PromptLookup(), ReferenceDrafter([ids]), Best([PromptLookup(max_ngram=4), SuffixDrafter()]),
@@ -43,6 +43,5 @@ def test_greedy_text_of_many_prompts(kind, smollm2):
         plain = generate(target, [ids], max_new_tokens=TOKENS)
         drafted = generate(target, [ids], drafters[number], max_new_tokens=TOKENS, gate=False)
         assert drafted.tokens == plain.tokens, f"{kind} {number}: {drafters[number]}"
-        assert drafted.stats.drafted > 0
-        taken += drafted.stats.accepted
-    assert taken > 0
+        offered, taken = offered + drafted.stats.drafted, taken + drafted.stats.accepted
+    assert 0 < taken < offered
