@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dlopt.experiments._present import partial_note, stages_table
 from dlopt.experiments.kvcache._common import series
-from dlopt.experiments.kvcache._shown import Answer, answers, done, judged, lost, paired, table
+from dlopt.experiments.kvcache._shown import Answer, answers, done, judged, lost, paired, prefix_name, table
 from dlopt.experiments.kvcache.kivi import PARTS, QUESTIONS
 from dlopt.experiments.kvcache.openbookqa import LONG, SHOTS
 from dlopt.lab.record import Record
@@ -29,7 +29,7 @@ def present(results: Results) -> Presentation:
     shown.values["questions"] = QUESTIONS
     for part in PARTS:
         mine = [r for r in records if r.config["part"] == part]
-        first = {"前缀": lambda r: "24 例" if r.config["prefix"] == SHOTS else "2000 词元", "位数": _of("bits")}
+        first = {"前缀": lambda r: prefix_name(r.config["prefix"]), "位数": _of("bits")}
         if part == "axes":
             first |= {"K": lambda r: AXES[r.config["params"]["key_axis"]],
                       "V": lambda r: AXES[r.config["params"]["value_axis"]]}  # fmt: skip
@@ -64,9 +64,8 @@ def _axes(records: Sequence[Record]) -> Answer:
             )
             parts.append(None if gap is None else gap.high < 0)
             if gap is not None:
-                told.append(
-                    f"{prefix} 减（K {AXES[key]}，V {AXES[value]}）{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-                )
+                other = f"（K {AXES[key]}，V {AXES[value]}）"
+                told.append(f"{prefix_name(prefix)} 减{other}{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]")
     return judged(parts, told, "2 位时论文的组合在两个前缀上都显著好于另外三种（配对差的 95% 区间在零以下）为证实。")
 
 
@@ -91,5 +90,5 @@ def _residual(records: Sequence[Record]) -> Answer:
         gap = paired(large, small, "divergence_each")
         parts.append(None if gap is None or small is None else abs(gap.mean) < small.summary["divergence"] / 2)
         if gap is not None:
-            told.append(f"{prefix} 上 R = 128 减 R = 32：{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
+            told.append(f"{prefix_name(prefix)}上 R = 128 减 R = 32：{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
     return judged(parts, told, "残差由 32 加到 128，两个前缀上 KL 的改变都不到 R = 32 时的一半为证实。")

@@ -18,6 +18,7 @@ from dlopt.experiments.kvcache._shown import (
     lost,
     named,
     paired,
+    prefix_name,
     table,
     title,
 )
@@ -156,5 +157,5 @@ def _sinks(records: Sequence[Record]) -> Answer:
             a, b = (figure_of(find(mine, s, budget), "divergence") for s in ("window", "sinks"))
             if a is not None and b is not None:
                 parts.append(a > 3 * b)
-                told.append(f"{prefix} 预算 {budget}：{a:.3f} 对 {b:.3f}")
+                told.append(f"{prefix_name(prefix)} 预算 {budget}：{a:.3f} 对 {b:.3f}")
     return judged(parts, told, "每个前缀与预算上，窗口的 KL 都大于同预算 StreamingLLM 的三倍为证实。")

@@ -78,6 +78,12 @@ def table(
     return frame
 
 
+def prefix_name(prefix: str) -> str:
+    """What stands before the questions: "shots:24" or "book:2000"."""
+    kind, _, count = prefix.partition(":")
+    return f"{count} {'例' if kind == 'shots' else '词元'}"
+
+
 def named(record: Record) -> str:
     """Series and budget in one cell."""
     budget = budget_of(record.config)
