@@ -38,7 +38,12 @@ def execute(topic: str, root: Path, out: Path | None = None, *, results: Path | 
         raise ReportError(f"notebooks need {error.name}: pip install 'dlopt[report]'") from error
 
     book = jupytext.read(source, fmt="py:percent")
-    environment = os.environ | {"DLOPT_RESULTS": str((results or root / "results").absolute())}
+    # tqdm misses widgets that a file of outputs has no use for, and would say so with a path of this machine
+    silent = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found")))
+    environment = os.environ | {
+        "DLOPT_RESULTS": str((results or root / "results").absolute()),
+        "PYTHONWARNINGS": silent,
+    }
     with tempfile.TemporaryDirectory(prefix="dlopt-kernel-") as folder:
         client = NotebookClient(
             book, timeout=TIMEOUT, km=_manager(Path(folder)), record_timing=False, resources=_at(root)
