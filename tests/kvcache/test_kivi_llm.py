@@ -50,3 +50,19 @@ def test_predictions_after_a_coded_prompt(smollm2):
     assert (expected.exp() * (expected - swapped)).sum(-1).mean() > 2 * (
         expected.exp() * (expected - predictions(kivi(2)))
     ).sum(-1).mean()
+
+
+@pytest.mark.llm
+@torch.no_grad()
+def test_the_value_of_the_first_token_is_short(smollm2):
+    """Per channel it would share a scale with others, and its error, as large as itself, would get much attention."""
+    from pydoc_data.topics import topics
+
+    model, tokenizer = smollm2
+    ids = tokenizer(topics["assignment"], return_tensors="pt").input_ids[:, :128]
+    cache = DynamicCache(config=model.config)
+    model(ids, past_key_values=cache, logits_to_keep=1)
+    lengths = torch.stack([layer.values[0].norm(dim=-1) for layer in cache.layers])  # layers x heads x tokens
+    share = lengths[..., 0] / lengths[..., 4:].median(-1).values
+    assert share.median() < 0.5
+    assert (share < 0.8).float().mean() > 0.8

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dlopt.experiments._series import grouped
 from dlopt.experiments.speculative._names import category as named
 from dlopt.experiments.speculative._names import title
 from dlopt.experiments.speculative._ratios import (
@@ -33,8 +34,13 @@ def mean_of(value: Interval | None) -> float | None:
     return None if value is None else value.mean
 
 
-def questions(main: ByCategory, done: Mapping[str, Sequence[Record]]) -> list[Answer]:
-    """(holds, fails or not known; the numbers it was judged by) of questions 1 to 10 and 12."""
+def questions(done: Mapping[str, Sequence[Record]]) -> list[Answer]:
+    """(holds, fails or not known; the numbers it was judged by) of questions 1 to 10 and 12. done: records by stage.
+
+    Drafters that look up and those that are models were measured on different numbers of prompts, so no question mixes
+    the two.
+    """
+    main, models = (grouped(done.get(stage, []), lambda r: r.config["category"]) for stage in ("lookup", "models"))
     return [
         _never_slower(main),
         _at_least(main, ("rewriting",), REWRITING),
@@ -46,7 +52,7 @@ def questions(main: ByCategory, done: Mapping[str, Sequence[Record]]) -> list[An
         _model(main),
         _gpu(main),
         _overall(main),
-        _distilled(main),
+        _distilled(models),
     ]
 
 

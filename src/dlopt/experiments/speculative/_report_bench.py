@@ -68,7 +68,7 @@ def present(results: Results) -> Presentation:
             "lengths": _lengths(done.get("lengths", []))}  # fmt: skip
     shown.figures |= {name: figure if figure is not None else blank() for name, figure in made.items()}
     numbers = (*range(1, 11), 12)  # 11 is that of `speculative/skipping`
-    for n, (verdict, answer) in zip(numbers, judge.questions(main, done), strict=True):
+    for n, (verdict, answer) in zip(numbers, judge.questions(done), strict=True):
         word = {True: CONFIRMED, False: CONTRADICTED, None: OPEN}[verdict]
         shown.values |= {f"verdict.q{n}": word, f"answer.q{n}": answer}
     return shown
