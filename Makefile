@@ -38,7 +38,9 @@ mutants: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
 
 bench: $(VENV)-peers/.ready
-	for file in benchmarks/*.py; do OMP_NUM_THREADS=2 $(VENV)-peers/bin/python $$file || exit 1; done
+	failed=0; for file in benchmarks/*.py; do \
+		OMP_NUM_THREADS=2 $(VENV)-peers/bin/python $$file || failed=1; \
+	done; exit $$failed
 
 # peers pin old versions of their own needs, so they get an environment apart
 $(VENV)-peers/.ready: pyproject.toml constraints.txt

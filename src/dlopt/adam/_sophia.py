@@ -7,6 +7,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dlopt.adam import _shared as shared
@@ -40,6 +41,34 @@ def state_of(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
     if "momentum" not in state:
         state["momentum"], state["curvature"] = shared.zeros(p), shared.zeros(p)
     return state
+
+
+def rank(process_group: Any) -> int:
+    """This process's number among the ranks; 0 where `torch.distributed` is not in use."""
+    return dist.get_rank(process_group) if dist.is_available() and dist.is_initialized() else 0
+
+
+@torch.no_grad()
+def gather_round(optimizer: torch.optim.Optimizer, name: str, process_group: Any) -> int:
+    """The targets of this round on all ranks; the sums state[p][name] become those over all ranks.
+
+    A tensor that no rank has a sum of stays without one: its curvature must not decay.
+    """
+    targets = int(optimizer.param_groups[0]["targets"])
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(process_group) == 1:
+        return targets
+    params = tensors(optimizer)
+    counted = [targets, *(name in optimizer.state.get(p, {}) for p in params)]
+    counts = torch.tensor(counted, dtype=torch.int64, device=params[0].device)
+    dist.all_reduce(counts, group=process_group)
+    targets, *ranks = counts.tolist()
+    # every rank joins in every sum, in the order of the groups, or they would wait for one another
+    for p in (p for p, n in zip(params, ranks) if n):
+        state = state_of(optimizer, p)
+        if name not in state:
+            state[name] = torch.zeros_like(state["momentum"])
+        dist.all_reduce(state[name], group=process_group)
+    return targets
 
 
 def step(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None) -> Any:

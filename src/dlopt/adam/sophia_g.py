@@ -14,6 +14,8 @@ from dlopt.adam import _sophia as common
 from dlopt.catalog import method
 from dlopt.memory import Bytes
 
+RANKS = 1_000_000_007_003  # the labels of a rank are those of the seed + RANKS * rank
+
 
 @method(
     "sophia-g",
@@ -48,6 +50,9 @@ class SophiaG(torch.optim.Optimizer):
         maximize: ascend instead of descend. (H stays: a curvature of the likelihood is never negative.)
         foreach: one kernel over many tensors. Default: on accelerators; on a CPU a loop that stays in cache is faster.
         compile: fuse the step by `torch.compile`: faster still, after half a minute and given a C++ compiler.
+        process_group: the ranks over which `update_curvature` sums where `torch.distributed` is in use; default: all,
+            as for `DistributedDataParallel`. So replicas keep one H. Give it the logits of the pass that is trained
+            on: each rank draws labels of its own, and every rank has to call `update_curvature`.
 
     Without a round of curvature H is 0, and the step is lr sign(M). State is in float32 for low-precision weights.
 
@@ -73,6 +78,8 @@ class SophiaG(torch.optim.Optimizer):
         (2, True)
     """
 
+    process_group: Any = None  # no option of the groups, since it cannot be saved; of the class too, for copies
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -88,8 +95,10 @@ class SophiaG(torch.optim.Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         compile: bool = False,
+        process_group: Any = None,
     ) -> None:
-        given = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
+        given = {k: v for k, v in locals().items() if k not in ("self", "params", "process_group", "__class__")}
+        self.process_group = process_group
         super().__init__(params, {**given, **common.COUNTERS})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -134,7 +143,8 @@ class SophiaG(torch.optim.Optimizer):
             return
         group = self.param_groups[0]
         logits = logits.to(shared.state_dtype(logits))
-        labels = _sample(logits.detach(), group["seed"] + common.DRAWS * group["rounds"], skip=group["targets"])
+        seed = group["seed"] + common.DRAWS * group["rounds"] + RANKS * common.rank(self.process_group)
+        labels = _sample(logits.detach(), seed, skip=group["targets"])
         params = common.tensors(self)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         for p, g in zip(params, torch.autograd.grad(loss, params, retain_graph=retain_graph, allow_unused=True)):
@@ -149,8 +159,8 @@ class SophiaG(torch.optim.Optimizer):
 
     @torch.no_grad()
     def update_curvature(self) -> None:
-        """End the round: square the summed gradient, move H, and free the sums."""
-        targets = self.param_groups[0]["targets"]
+        """End the round: square the summed gradient (over all ranks), move H, and free the sums."""
+        targets = common.gather_round(self, "gradient_sum", self.process_group)
         if not targets:
             raise RuntimeError(
                 "no target was counted: call accumulate_curvature(logits, mask) before update_curvature()"

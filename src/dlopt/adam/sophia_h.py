@@ -34,6 +34,7 @@ class SophiaH(torch.optim.Optimizer):
 
     Args:
         params, lr, betas, weight_decay, interval, foreach, compile: as in `SophiaG`.
+        process_group: as in `SophiaG`; all ranks use the same probe.
         rho: the paper's gamma, above 0.
         seed: of the probes, which no global generator touches.
         probe: "normal", as in the paper, or "rademacher" (random signs): unbiased too, and of least variance.
@@ -58,6 +59,8 @@ class SophiaH(torch.optim.Optimizer):
         [0.99, 0.99]
     """
 
+    process_group: Any = None  # no option of the groups, since it cannot be saved; of the class too, for copies
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -72,8 +75,10 @@ class SophiaH(torch.optim.Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         compile: bool = False,
+        process_group: Any = None,
     ) -> None:
-        given = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
+        given = {k: v for k, v in locals().items() if k not in ("self", "params", "process_group", "__class__")}
+        self.process_group = process_group
         super().__init__(params, {**given, **common.COUNTERS})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -130,7 +135,7 @@ class SophiaH(torch.optim.Optimizer):
         """End the round: move H, and free the sums. With a loss, that is the round's last (or only) micro-batch."""
         if loss is not None:
             self.accumulate_curvature(loss, retain_graph=retain_graph)
-        targets = self.param_groups[0]["targets"]
+        targets = common.gather_round(self, "product_sum", self.process_group)
         if not targets:
             raise RuntimeError("no loss was given: call accumulate_curvature(loss, count), or update_curvature(loss)")
         probes = self._probes()

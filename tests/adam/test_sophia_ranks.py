@@ -1,0 +1,104 @@
+"""Sophia on two processes: one curvature for all replicas, that of the whole batch; weights do not drift apart."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dlopt.adam import SophiaG, SophiaH, sophia_g
+from tests.adam.softmax_regression import BOTH, curvature, regression, round_of
+
+RANKS = 2
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
+
+
+def on_ranks(work, folder, *args):
+    """[what `work(rank, *args)` returns on each rank], from processes that share nothing but a file."""
+    mp.spawn(_rank, args=(work, str(folder), args), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+def _rank(rank, work, folder, args):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+    torch.save(work(rank, *args), os.path.join(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def _rounds(rank, cls):
+    """Curvature after three rounds on this rank's rows, 7 and 5 of 12; in the second round rank 1 has none."""
+    weight, x, _ = regression()
+    unused = nn.Parameter(torch.ones(2))
+    optimizer = cls([unused, weight])
+    for number in range(3):
+        rows = x if number == 1 else x[:7] if rank == 0 else x[7:]
+        if number == 1 and rank == 1:
+            optimizer.update_curvature()
+        else:
+            round_of(optimizer, weight, rows, parts=2)
+    kept = [weight in optimizer.state, unused in optimizer.state]
+    return curvature(optimizer, weight), kept, optimizer.param_groups[0]["targets"]
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_ranks_have_the_curvature_of_all_rows(cls, tmp_path):
+    found = on_ranks(_rounds, tmp_path, cls)
+    assert torch.equal(found[0][0], found[1][0])
+    assert [kept for _, kept, _ in found] == [[True, False]] * 2
+    assert [n for *_, n in found] == [0, 0]
+    weight, x, _ = regression()
+    optimizer = cls([weight])
+    if cls is SophiaH:  # the same probes: as in one process
+        for _ in range(3):
+            round_of(optimizer, weight, x)
+        expected = curvature(optimizer, weight)
+    else:  # labels by rank: summed, then squared over all 12 targets
+        expected = torch.zeros_like(weight)
+        for number in range(3):
+            parts = [(0, x)] if number == 1 else [(0, x[:7]), (1, x[7:])]
+            total = sum(_gradient(weight, rows, number, rank) for rank, rows in parts)
+            expected = 0.99 * expected + 0.01 * total**2 / 12
+    torch.testing.assert_close(found[0][0], expected.detach(), rtol=1e-12, atol=1e-15)
+
+
+def _gradient(weight, rows, number, rank):
+    logits = rows @ weight.T
+    seed = sophia_g.common.DRAWS * number + sophia_g.RANKS * rank
+    labels = sophia_g._sample(logits.detach(), seed, skip=0)
+    return torch.autograd.grad(nn.functional.cross_entropy(logits, labels, reduction="sum"), weight)[0]
+
+
+def _trained(rank, cls):
+    """The weights after six steps of DDP on this rank's half of the rows."""
+    weight, x, y = regression(dtype=torch.float32)
+    model = nn.Linear(3, 4)
+    with torch.no_grad():
+        model.weight.copy_(weight)
+        model.bias.zero_()
+    replica = DistributedDataParallel(model)
+    optimizer = cls(model.parameters(), lr=0.05, rho=1.0, betas=(0.9, 0.5), interval=2)
+    x, y = x[rank::RANKS], y[rank::RANKS]
+    for _ in range(6):
+        optimizer.zero_grad()
+        due = optimizer.curvature_due
+        logits = replica(x)
+        loss = nn.functional.cross_entropy(logits, y)
+        loss.backward(retain_graph=due)
+        if due and cls is SophiaG:
+            optimizer.accumulate_curvature(logits)
+            optimizer.update_curvature()
+        elif due:
+            optimizer.update_curvature(nn.functional.cross_entropy(model(x), y))
+        optimizer.step()
+    return torch.cat([model.weight.detach().flatten(), model.bias.detach()]), optimizer.share_unclipped
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_replicas_stay_equal(cls, tmp_path):
+    (first, share), (second, _) = on_ranks(_trained, tmp_path, cls)
+    assert torch.equal(first, second)
+    assert 0 < share < 1  # the curvature had a say, or the test would prove nothing
