@@ -20,8 +20,12 @@ _FEW = 1024  # tokens among which the nucleus is looked for first: sorting a who
 
 
 def generator(seed: int, position: int, stream: int, number: int = 0) -> np.random.Generator:
-    """Random numbers for one use at one position of a text: a Philox counter, so the same on every machine."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, number, stream, position]))
+    """Random numbers for one use at one position of a text, the same on every machine.
+
+    SFC64 fills a vocabulary with clocks in about half the time of the counter-based Philox.
+    """
+    key = np.random.SeedSequence(seed, spawn_key=(stream, number, position))
+    return np.random.Generator(np.random.SFC64(key))
 
 
 @dataclass(frozen=True)
@@ -74,17 +78,17 @@ class Sampling:
 
         ValueError for NaN and where every token is forbidden.
         """
-        scores = self.scores(logits, context).detach().to("cpu", torch.float64).numpy()
-        top = scores.max()
+        scores = self.scores(logits, context).detach().to("cpu", torch.float64)
+        top = float(scores.max())
         if not math.isfinite(top):
             what = "the logits are not finite" if math.isnan(top) or top > 0 else "every token is forbidden"
             raise ValueError(f"no token can be drawn: {what}")
         if self.greedy:
-            law = np.zeros_like(scores)
-            law[scores.argmax()] = 1
+            law = np.zeros(len(scores))
+            law[int(scores.argmax())] = 1
             return law
-        with np.errstate(over="ignore", under="ignore"):  # a tiny temperature
-            law = np.exp((scores - top) / self.temperature)
+        # the top is taken off first: at a tiny temperature the quotients would overflow
+        law = ((scores - top) / self.temperature).softmax(-1).numpy()
         if self.top_k is not None and self.top_k < len(law):
             law[law < np.partition(law, -self.top_k)[-self.top_k]] = 0
         if self.top_p is not None and self.top_p < 1:
