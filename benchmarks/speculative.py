@@ -26,6 +26,7 @@ from dlopt.experiments.speculative._arms import Workshop, arms
 from dlopt.experiments.speculative._measure import Settings, measure, summed
 from dlopt.experiments.speculative._ratios import speedup, tokens_per_round
 from dlopt.experiments.speculative.bench import SMOLLM2
+from dlopt.lab.log import Log
 from dlopt.speculative import Datastore, PromptLookup, generate
 from dlopt.tasks import decoding
 from dlopt.tasks.models import pretrained
@@ -42,7 +43,7 @@ MODES = {
 def compare(shop: Workshop, category: str, count: int, tokens: int) -> None:
     """One category: a line an arm, and the two ratios."""
     prompts = decoding.prompts(category, count)
-    found = measure(shop, arms(ARMS), prompts, Settings(tokens, 0.0, 0), lambda done, total: None)
+    found = measure(shop, arms(ARMS), prompts, Settings(tokens, 0.0, 0), Log())
     told: Any = SimpleNamespace(summary=summed(found), config={"arms": ARMS})
     values = {arm: speedup(told, arm) for arm in ARMS.split(",")}
     for arm, value in values.items():

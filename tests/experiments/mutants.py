@@ -45,4 +45,20 @@ MUTANTS = [
         "tests/experiments/test_transformer_report.py",
         "bootstrap",
     ),
+    Mutant(
+        "speculative: gates forget when a comparison goes on",
+        "experiments/speculative/_measure.py",
+        "            gate.load_state_dict(kept.gates[name])\n",
+        "            pass\n",
+        "tests/experiments/test_speculative.py",
+        "stopped",
+    ),
+    Mutant(
+        "speculative: histories forget when a comparison goes on",
+        "experiments/speculative/_measure.py",
+        "        for row in found[PLAIN]:\n            shop.remember(row.tokens)\n",
+        "",
+        "tests/experiments/test_speculative.py",
+        "stopped",
+    ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from dlopt.experiments._tiny import ByteTokenizer, llama
 from dlopt.experiments.speculative import _measure, bench, distil, skipping
 from dlopt.experiments.speculative._arms import Workshop, arms
 from dlopt.experiments.speculative._dropped import Dropped
-from dlopt.experiments.speculative._measure import Told, repetition
+from dlopt.experiments.speculative._measure import Told, measure, repetition
 from dlopt.experiments.speculative._names import title
 from dlopt.experiments.speculative._ratios import speedup
 from dlopt.lab import figures, report
-from dlopt.lab.log import Log, Skipped
+from dlopt.lab.log import Log, Paused, Skipped
 from dlopt.lab.run import Settings
 from dlopt.lab.study import Study, collect
+from dlopt.speculative.costs import Costs, use
 from tests.experiments import made_up_speculative as made_up
 
 ROOT = Path(__file__).parents[2]
@@ -145,8 +147,8 @@ def test_layers_are_dropped_in_training_alone() -> None:
 def test_text_that_differs_from_plain_decoding_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     right = _measure._ours
 
-    def wrong(shop: Workshop, arm: Any, how: Any, model: Any) -> Any:
-        run = right(shop, arm, how, model)
+    def wrong(shop: Workshop, arm: Any, how: Any, model: Any, gate: Any = False) -> Any:
+        run = right(shop, arm, how, model, gate)
         if arm is None:
             return run
         return lambda *given: (lambda t: Told([*t.tokens[:-1], (t.tokens[-1] + 1) % 256], t.cpu, t.seconds, t.prefill,
@@ -155,8 +157,42 @@ def test_text_that_differs_from_plain_decoding_stops_the_run(monkeypatch: pytest
     monkeypatch.setattr(_measure, "_ours", wrong)
     monkeypatch.setattr(_measure, "TIE", 0.0)
     with pytest.raises(RuntimeError, match="does not give the text of plain decoding: they differ at new token 5"):
-        _measure.measure(Workshop(llama(eos_token_id=None), ByteTokenizer()), arms("prompt-lookup/fixed"),
-                         bench._tiny_prompts(1), _measure.Settings(6, 0.0, 0), lambda done, total: None)  # fmt: skip
+        measure(Workshop(llama(eos_token_id=None), ByteTokenizer()), arms("prompt-lookup/fixed"),
+                         bench._tiny_prompts(1), _measure.Settings(6, 0.0, 0), Log())  # fmt: skip
+
+
+def test_a_comparison_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    line = arms("prompt-lookup,suffix-decoding,best-of-drafts,suffix-decoding:tree=false/fixed,hf-lookup")
+    prompts = bench._tiny_prompts(2) * 2  # what comes again is in the history
+    how = _measure.Settings(16, 0.0, 0)
+
+    def begin(log: Log) -> dict[str, list[Told]]:
+        target = llama(eos_token_id=None)
+        use(target, Costs((1, 8), (1.0, 1.4)))  # measured ones would choose other lengths each time
+        return measure(Workshop(target, ByteTokenizer()), line, prompts, how, log)
+
+    class Stopping(Log):
+        def progress(self, done: int, total: int) -> None:
+            self.deadline = 0.0 if done == 2 else None
+
+    whole = begin(Log())
+    with pytest.raises(Paused, match="after 2 of 4 prompts"):
+        begin(Stopping(work=tmp_path))
+    kept = json.loads((tmp_path / "prompts.json").read_text(encoding="utf-8"))
+    again = begin(Log(work=tmp_path))
+
+    def counts(told: Told) -> Any:
+        stats = told.stats
+        return told.tokens, stats and (stats.widths, stats.offered, stats.taken, stats.drafted, stats.accepted)
+
+    assert {arm: list(map(counts, rows)) for arm, rows in again.items()} == {
+        arm: list(map(counts, rows)) for arm, rows in whole.items()
+    }
+    assert [row.as_dict() for row in again["prompt-lookup"][:2]] == [
+        Told.of(row).as_dict() for row in kept["found"]["prompt-lookup"]
+    ]
+    assert _measure.summed(again).keys() == _measure.summed(whole).keys()
+    assert again["suffix-decoding"][2].stats.drafted > 0
 
 
 def test_repetition_counts_what_was_there_before() -> None:

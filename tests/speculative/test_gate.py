@@ -60,6 +60,18 @@ def test_rates_are_learned_by_level_depth_and_rank():
     assert gate.rate(3, 1) == 0.75
 
 
+def test_what_a_gate_learned_is_saved_and_loaded():
+    gate, other = Gate(FLAT), Gate(FLAT)
+    for level, depth, rank, accepted in [(2, 1, 0, True), (2, 2, 0, False), (0, 1, 3, True), (2, 1, 0, True)]:
+        gate.learn(level, depth, rank, accepted)
+    gate.drafted(4, 0.2)
+    other.learn(5, 1, 0, False)  # forgotten
+    other.load_state_dict(json.loads(json.dumps(gate.state_dict())))
+    assert other.state_dict() == gate.state_dict()
+    assert all(other.rate(*key) == gate.rate(*key) for key in [(2, 1), (2, 2), (2, 7), (0, 1, 3), (5, 1)])
+    assert other._seconds_per_token == 0.05
+
+
 def test_drafts_that_are_not_verified_teach_too():
     """A gate that shuts never has to open by chance: it sees what the drafts would have brought."""
     target = model()

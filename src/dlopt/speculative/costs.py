@@ -132,3 +132,8 @@ def costs_of(model: Any, rows: int = 1) -> Costs:
     if key not in tables:
         tables[key] = calibrate(model, rows=rows)
     return tables[key]
+
+
+def use(model: Any, table: Costs, rows: int = 1) -> None:
+    """Let `costs_of` give this table for the model as it is now, instead of measuring."""
+    _known.setdefault(model, {})[describe(model, rows)] = table

@@ -82,6 +82,24 @@ class Gate:
         """The gate's memory of one row."""
         return Row(self)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned, as JSON holds it: trials and wins by (level, depth, rank), seconds per drafted token.
+
+        The cost table is not in it: it belongs to a machine, and `Costs.save` writes it.
+        """
+        learned = [[*key, trials, self._wins[key]] for key, trials in self._trials.items()]
+        return {"learned": learned, "seconds_per_token": self._seconds_per_token}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what another gate had learned; what this one knew is forgotten."""
+        self._trials.clear()
+        self._wins.clear()
+        for level, depth, rank, trials, wins in state["learned"]:
+            key = (int(level), int(depth), int(rank))
+            self._trials[key], self._wins[key] = float(trials), float(wins)
+        seconds = state["seconds_per_token"]
+        self._seconds_per_token = None if seconds is None else float(seconds)
+
 
 class Row:
     """One row's side of a gate: what was offered and is not decided yet."""

@@ -9,8 +9,12 @@ from typing import Any
 
 import torch
 
+from dlopt.experiments.speculative import _resume
 from dlopt.experiments.speculative._arms import BASELINES, DRAWN, HALF, HF_LENGTH, PLAIN, Arm, Workshop
+from dlopt.experiments.speculative._told import Told
+from dlopt.lab.log import Log, Paused
 from dlopt.speculative import Gate, Stats, generate
+from dlopt.speculative.costs import costs_of
 from dlopt.tasks.decoding import Prompt, render
 
 # where the two likeliest tokens are nearer than this in their logits, block and single passes may choose differently
@@ -26,35 +30,41 @@ class Settings:
     seed: int
 
 
-@dataclass
-class Told:
-    """One prompt by one arm. tokens: new ones. cpu, seconds: of decoding, after the prefill. stats: of our engine."""
-
-    tokens: list[int]
-    cpu: float
-    seconds: float
-    prefill: float
-    stats: Stats | None = None
-
-
 def measure(
     shop: Workshop,
     arms: Sequence[Arm],
     prompts: Sequence[Prompt],
     how: Settings,
-    progress: Callable[[int, int], object],
+    log: Log,
 ) -> dict[str, list[Told]]:
     """{arm: one `Told` a prompt}, the plain one first. The order of arms rotates from prompt to prompt.
 
-    One gate and one cost table serve all prompts of an arm, as they would in a service. RuntimeError if the greedy
-    output of an arm of ours differs from plain decoding where no tie explains it.
+    One gate and one cost table serve all prompts of an arm, as they would in a service. After every prompt all of it is
+    written into the run's folder, and a run that was stopped goes on with the next one. Raises `Paused` between two
+    prompts once the deadline has passed, and RuntimeError if the greedy output of an arm of ours differs from plain
+    decoding where no tie explains it.
     """
+    gated = [arm for arm in arms if arm.gated and arm.method not in BASELINES]
+    kept = _resume.load(log, shop.target)
+    gates = {arm.text: Gate(costs_of(shop.target)) for arm in gated}
     runners: dict[str, Callable[[Prompt, list[int], int], Told]] = {PLAIN: _ours(shop, None, how, shop.target)}
-    runners |= {arm.text: _runner(shop, arm, how) for arm in arms}
+    runners |= {arm.text: _runner(shop, arm, how, gates.get(arm.text, False)) for arm in arms}
     found: dict[str, list[Told]] = {name: [] for name in runners}
+    if kept is not None:
+        found = kept.found
+        for name, gate in gates.items():
+            gate.load_state_dict(kept.gates[name])
+        for arm in arms:  # histories come to be with their drafters
+            if arm.method not in BASELINES:
+                shop.build(arm, prompts[0])
+        for row in found[PLAIN]:
+            shop.remember(row.tokens)
     warm = render(shop.tokenizer, prompts[0].text)[:32]
     generate(shop.target, [warm], max_new_tokens=2, eos=None)
-    for number, prompt in enumerate(prompts):
+    for number in range(len(found[PLAIN]), len(prompts)):
+        if log.deadline is not None and time.time() >= log.deadline:
+            raise Paused(f"after {number} of {len(prompts)} prompts")
+        prompt = prompts[number]
         ids = render(shop.tokenizer, prompt.text)
         order = list(runners)
         order = order[number % len(order) :] + order[: number % len(order)]
@@ -64,21 +74,21 @@ def measure(
             if arm.method not in BASELINES:
                 _same(shop, arm, ids, found[PLAIN][-1].tokens, found[arm.text][-1].tokens, how)
         shop.remember(found[PLAIN][-1].tokens)
-        progress(number + 1, len(prompts))
+        _resume.save(log, shop.target, found, gates)
+        log.progress(number + 1, len(prompts))
     return found
 
 
-def _runner(shop: Workshop, arm: Arm, how: Settings) -> Callable[[Prompt, list[int], int], Told]:
+def _runner(shop: Workshop, arm: Arm, how: Settings, gate: Gate | bool) -> Callable[[Prompt, list[int], int], Told]:
     if arm.method == HALF:
         return _ours(shop, None, how, shop.half())
-    return _theirs(shop, arm, how) if arm.method in BASELINES else _ours(shop, arm, how, shop.target)
+    return _theirs(shop, arm, how) if arm.method in BASELINES else _ours(shop, arm, how, shop.target, gate)
 
 
-def _ours(shop: Workshop, arm: Arm | None, how: Settings, model: Any) -> Callable[[Prompt, list[int], int], Told]:
+def _ours(
+    shop: Workshop, arm: Arm | None, how: Settings, model: Any, gate: Gate | bool = False
+) -> Callable[[Prompt, list[int], int], Told]:
     """Our engine, with a drafter or, without an arm, token by token."""
-    from dlopt.speculative.costs import costs_of
-
-    gate: Gate | bool = Gate(costs_of(model)) if arm is not None and arm.gated else False
 
     def run(prompt: Prompt, ids: list[int], seed: int) -> Told:
         drafter = None if arm is None else shop.build(arm, prompt)

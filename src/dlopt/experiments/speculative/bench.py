@@ -95,7 +95,7 @@ def run(cfg: Config, log: Log) -> Mapping[str, Any]:
     shop, prompts = _workshop(cfg)
     if "store=outputs" in cfg.arms:  # of prompts that are not measured
         shop.outputs = earlier(shop, _others(cfg), cfg.tokens)
-    found = measure(shop, arms(cfg.arms), prompts, Settings(cfg.tokens, cfg.temperature, cfg.seed), log.progress)
+    found = measure(shop, arms(cfg.arms), prompts, Settings(cfg.tokens, cfg.temperature, cfg.seed), log)
     table = costs_of(shop.target)
     return summed(found) | {
         "costs": {str(k): s for k, s in zip(table.lengths, table.seconds)},

@@ -104,7 +104,7 @@ def run(cfg: Config, log: Log) -> Mapping[str, Any]:
     line = arm(skips.attention, skips.mlp, cfg.length)
     both = f"{line},{line}/fixed"
     how = Settings(cfg.tokens, 0.0, cfg.seed)
-    measured = measure(shop, arms(both), prompts, how, log.progress)
+    measured = measure(shop, arms(both), prompts, how, log)
     if log.key:
         path = artifact(log.key).with_suffix(".json")
         path.parent.mkdir(parents=True, exist_ok=True)
