@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,33 @@ class Settings:
     seed: int
 
 
+class Begun:
+    """A prompt's token ids, and its keys and values but for the last token: computed once a model, copied for an arm.
+
+    Prefills are not what is compared, and of long prompts they would take longer than all decoding.
+    """
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+        self._kept: dict[int, tuple[Any, float]] = {}
+
+    @torch.no_grad()
+    def cache(self, model: Any) -> tuple[Any, float]:
+        """(a cache of one's own, the seconds that it took to fill)."""
+        from transformers import DynamicCache
+
+        if id(model) not in self._kept:
+            filled, began = DynamicCache(config=model.config), time.perf_counter()
+            if self.ids[:-1]:
+                model(input_ids=torch.tensor([self.ids[:-1]]), past_key_values=filled, use_cache=True, logits_to_keep=1)
+            self._kept[id(model)] = filled, time.perf_counter() - began
+        filled, seconds = self._kept[id(model)]
+        return copy.deepcopy(filled), seconds
+
+
+Runner = Callable[[Prompt, Begun, int], Told]
+
+
 def measure(
     shop: Workshop,
     arms: Sequence[Arm],
@@ -47,7 +75,7 @@ def measure(
     gated = [arm for arm in arms if arm.gated and arm.method not in BASELINES]
     kept = _resume.load(log, shop.target)
     gates = {arm.text: Gate(costs_of(shop.target)) for arm in gated}
-    runners: dict[str, Callable[[Prompt, list[int], int], Told]] = {PLAIN: _ours(shop, None, how, shop.target)}
+    runners: dict[str, Runner] = {PLAIN: _ours(shop, None, how, shop.target)}
     runners |= {arm.text: _runner(shop, arm, how, gates.get(arm.text, False)) for arm in arms}
     found: dict[str, list[Told]] = {name: [] for name in runners}
     if kept is not None:
@@ -65,46 +93,53 @@ def measure(
         if log.deadline is not None and time.time() >= log.deadline:
             raise Paused(f"after {number} of {len(prompts)} prompts")
         prompt = prompts[number]
-        ids = render(shop.tokenizer, prompt.text)
+        begun = Begun(render(shop.tokenizer, prompt.text))
         order = list(runners)
         order = order[number % len(order) :] + order[: number % len(order)]
         for name in order:
-            found[name].append(runners[name](prompt, ids, how.seed + number))
+            found[name].append(runners[name](prompt, begun, how.seed + number))
         for arm in arms:
             if arm.method not in BASELINES:
-                _same(shop, arm, ids, found[PLAIN][-1].tokens, found[arm.text][-1].tokens, how)
+                _same(shop, arm, begun.ids, found[PLAIN][-1].tokens, found[arm.text][-1].tokens, how)
         shop.remember(found[PLAIN][-1].tokens)
         _resume.save(log, shop.target, found, gates)
         log.progress(number + 1, len(prompts))
     return found
 
 
-def _runner(shop: Workshop, arm: Arm, how: Settings, gate: Gate | bool) -> Callable[[Prompt, list[int], int], Told]:
+def _runner(shop: Workshop, arm: Arm, how: Settings, gate: Gate | bool) -> Runner:
     if arm.method == HALF:
         return _ours(shop, None, how, shop.half())
     return _theirs(shop, arm, how) if arm.method in BASELINES else _ours(shop, arm, how, shop.target, gate)
 
 
-def _ours(
-    shop: Workshop, arm: Arm | None, how: Settings, model: Any, gate: Gate | bool = False
-) -> Callable[[Prompt, list[int], int], Told]:
+def _ours(shop: Workshop, arm: Arm | None, how: Settings, model: Any, gate: Gate | bool = False) -> Runner:
     """Our engine, with a drafter or, without an arm, token by token."""
 
-    def run(prompt: Prompt, ids: list[int], seed: int) -> Told:
+    def run(prompt: Prompt, begun: Begun, seed: int) -> Told:
         drafter = None if arm is None else shop.build(arm, prompt)
+        cache, filling = begun.cache(model)
         began, cpu = time.perf_counter(), time.process_time()
-        found = generate(model, [ids], drafter, max_new_tokens=how.tokens, temperature=how.temperature, seed=seed,
-                         gate=gate)  # fmt: skip
+        found = generate(
+            model,
+            [begun.ids],
+            drafter,
+            cache,
+            max_new_tokens=how.tokens,
+            temperature=how.temperature,
+            seed=seed,
+            gate=gate,
+        )
         cpu, seconds = time.process_time() - cpu, time.perf_counter() - began
         stats = found.stats
-        # one thread works all the while, so the prefill's share of the CPU time is its share of the clock's
+        # one thread works all the while, so the last token's prefill has the same share of the CPU time and the clock's
         decoding = stats.decode_seconds / max(stats.total_seconds, 1e-9)
-        return Told(found.tokens[0], cpu * decoding, seconds * decoding, seconds * (1 - decoding), stats)
+        return Told(found.tokens[0], cpu * decoding, seconds * decoding, filling + seconds * (1 - decoding), stats)
 
     return run
 
 
-def _theirs(shop: Workshop, arm: Arm, how: Settings) -> Callable[[Prompt, list[int], int], Told]:
+def _theirs(shop: Workshop, arm: Arm, how: Settings) -> Runner:
     """Decoding of `transformers` itself. The prefill is timed apart, by a call for one token."""
     extra = {"prompt_lookup_num_tokens": HF_LENGTH} if arm.method == "hf-lookup" else {"assistant_model": shop.small()}
     sampled = (
@@ -127,9 +162,9 @@ def _theirs(shop: Workshop, arm: Arm, how: Settings) -> Callable[[Prompt, list[i
         made = call(ids, tokens, seed)
         return made, time.process_time() - cpu, time.perf_counter() - began
 
-    def run(prompt: Prompt, ids: list[int], seed: int) -> Told:
-        _, first_cpu, first = timed(ids, 1, seed)
-        made, cpu, seconds = timed(ids, how.tokens, seed)
+    def run(prompt: Prompt, begun: Begun, seed: int) -> Told:
+        _, first_cpu, first = timed(begun.ids, 1, seed)
+        made, cpu, seconds = timed(begun.ids, how.tokens, seed)
         return Told(made, max(cpu - first_cpu, 1e-9), max(seconds - first, 1e-9), first)
 
     return run
