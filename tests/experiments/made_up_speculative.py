@@ -68,7 +68,7 @@ def skipped(cfg: Any) -> dict[str, Any]:
     if not cfg.share:
         return told | {"attention": [], "mlp": []}
     name = "draft-and-verify:attention=1,mlp=2,length=4/fixed"
-    speed = SKIPPING["dropout" if cfg.dropout else cfg.model]
+    speed = SKIPPING["deeper" if cfg.share > 0.5 else "dropout" if cfg.dropout else cfg.model]
     return told | decoded({"plain": 1.0, name: speed}, 5, 30) | {"attention": [1], "mlp": [2], "arms": name}
 
 
@@ -79,7 +79,7 @@ def distilled(cfg: Any) -> dict[str, Any]:
 
 
 RUNS = {"speculative/bench": run, "speculative/skipping": skipped, "speculative/distil": distilled}
-SKIPPING = {"smollm2-135m-instruct-q4_1": 0.7, "trained": 0.9, "dropout": 1.3}
+SKIPPING = {"smollm2-135m-instruct-q4_1": 0.7, "trained": 0.9, "dropout": 1.3, "deeper": 1.4}
 
 
 def results(

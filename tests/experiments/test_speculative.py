@@ -226,13 +226,13 @@ def test_the_report_compiles_and_shows_all_that_is_made(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("model", "speed", "verdict"), [
     ("", 0.0, CONFIRMED), ("smollm2-135m-instruct-q4_1", 1.1, CONTRADICTED), ("dropout", 0.99, CONTRADICTED),
-    ("trained", 1.5, CONTRADICTED),
+    ("trained", 1.5, CONTRADICTED), ("deeper", 0.5, CONFIRMED),
 ])  # fmt: skip
 def test_skipping_is_judged(model: str, speed: float, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(made_up.SKIPPING, model, speed)
     shown = presented("speculative/skipping")
     assert shown.values["verdict.q11"] == verdict
-    assert list(shown.tables["sets"]["跳过"]) == ["2/60"] * 3 + ["0/60"] + ["2/60"] * 2
+    assert list(shown.tables["sets"]["跳过"]) == ["2/60"] * 3 + ["0/60"] + ["2/60"] * 4
     assert shown.tables["sets"]["GPU 代价下"][0] == pytest.approx(40 / (30 * 1.06 + 0.8 * 60))
 
 

@@ -12,15 +12,17 @@ from dlopt.lab.report import Presentation
 from dlopt.lab.stats import Interval
 from dlopt.lab.study import Results
 
-TRAINED = "trained"
+TRAINED, LATER = "trained", "deeper"
 
 
 def present(results: Results) -> Presentation:
     """A table of all runs, and question 11."""
     shown = Presentation(notes=partial_note(results))
-    records = [r for rows in results.stages.values() for r in rows if r.status == "done"]
+    done = {stage: [r for r in rows if r.status == "done"] for stage, rows in results.stages.items()}
+    records = [r for rows in done.values() for r in rows]
     shown.tables["sets"] = _sets(records)
-    verdict, answer = question(records)
+    # what was added after the answer was known does not change it
+    verdict, answer = question([r for stage, rows in done.items() if stage != LATER for r in rows])
     word = {True: CONFIRMED, False: CONTRADICTED, None: OPEN}[verdict]
     shown.values |= {"verdict.q11": word, "answer.q11": answer}
     with_, without = (_loss(records, dropped) for dropped in (True, False))

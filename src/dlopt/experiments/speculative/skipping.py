@@ -192,6 +192,11 @@ def trained(earlier: Earlier) -> Sequence[Config]:
     return [Config(model=TRAINED, dropout=p, share=0.5) for p in (0.8, 0.0)]
 
 
+def deeper(earlier: Earlier) -> Sequence[Config]:
+    """The same two models without three quarters of their sub-layers: added when half had not paid on either."""
+    return [Config(model=TRAINED, dropout=p, share=0.75) for p in (0.8, 0.0)]
+
+
 def present(results: Results) -> Presentation:
     """Values and tables of the report."""
     from dlopt.experiments.speculative._report_skipping import present as made
@@ -209,6 +214,7 @@ experiment = Experiment(
         "cpu": (
             Stage("searched", searched, minutes, "SmolLM2 without some of its sub-layers"),
             Stage("trained", trained, minutes, "a small model trained with layer dropout, and without"),
+            Stage("deeper", deeper, minutes, "the same without three quarters of its sub-layers"),
         ),
     },
     identity=identity,
