@@ -29,4 +29,11 @@ MUTANTS = [
         DECODE_PAGE,
         "that_completes_it",
     ),
+    Mutant(
+        "pages: a reader who leaves early leaves the work behind",
+        "apps/stream.py",
+        "            self._job.cancelled.set()\n",
+        "            pass\n",
+        "tests/apps/test_stream.py",
+    ),
 ]

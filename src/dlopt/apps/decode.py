@@ -13,12 +13,11 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from dlopt.apps.decoder import Ask, Cancelled, Decoder, offers
 from dlopt.apps.poem import NotReady
-from dlopt.apps.stream import stream
+from dlopt.apps.stream import Pieces
 from dlopt.apps.worker import Worker
 
 PAGE = ("/decode", "投机解码", "同一段提示，先逐词解码，再带草稿解码：哪些词元是草稿猜中的，哪些由模型改正，快了多少。")
@@ -80,15 +79,14 @@ def router(decoder: Decoder, worker: Worker) -> APIRouter:
         }
 
     @routes.post("/run")
-    async def run(body: Asking) -> StreamingResponse:
+    async def run(body: Asking) -> Pieces:
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
         ask = Ask(**{**body.model_dump(), "seed": seed})
         if missing := await run_in_threadpool(decoder.missing):
             raise NotReady(missing)
         ahead = worker.ahead
         job = worker.submit(lambda job: decoder.run(ask, job.tell, job.cancelled.is_set))
-        events = stream({"type": "queued", "ahead": ahead}, job, _event, Cancelled, "解码")
-        return StreamingResponse(events, media_type="text/event-stream")
+        return Pieces({"type": "queued", "ahead": ahead}, job, _event, Cancelled, "解码", "text/event-stream")
 
     return routes
 

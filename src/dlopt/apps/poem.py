@@ -13,10 +13,10 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from dlopt.apps.stream import stream
+from dlopt.apps.stream import Pieces
 from dlopt.apps.worker import Job, Worker
 from dlopt.poetry.assistant import Assistant, Cancelled, Stroke, Wish
 from dlopt.poetry.patterns import FORMS
@@ -100,14 +100,14 @@ def router(assistant: Assistant | None, missing: str, worker: Worker) -> APIRout
         }
 
     @routes.post("/write")
-    async def write(body: Writing) -> StreamingResponse:
+    async def write(body: Writing) -> Pieces:
         found = ready()
         asked = found.understand(body.wish())
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
         ahead = worker.ahead
         job = worker.submit(lambda job: _write(job, found, asked, body, seed))
         head = {"type": "start", "seed": seed, "count": body.count, "ahead": ahead, **_form(asked)}
-        return StreamingResponse(stream(head, job, _line, Cancelled, "写诗"), media_type="application/x-ndjson")
+        return Pieces(head, job, _line, Cancelled, "写诗", "application/x-ndjson")
 
     @routes.post("/alternatives")
     async def alternatives(body: Choosing) -> Any:
