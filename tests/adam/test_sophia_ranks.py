@@ -51,7 +51,7 @@ def test_ranks_have_the_curvature_of_all_rows(cls, tmp_path):
     assert [kept for _, kept, _ in found] == [[True, False]] * 2
     assert [n for *_, n in found] == [0, 0]
     weight, x, _ = regression()
-    optimizer = cls([weight])
+    optimizer = cls([nn.Parameter(torch.ones(2)), weight])  # probes are drawn in the order of the tensors
     if cls is SophiaH:  # the same probes: as in one process
         for _ in range(3):
             round_of(optimizer, weight, x)
