@@ -1,6 +1,7 @@
 """The gate and the cost table: right choices, no effect on the text."""
 
 import json
+import time
 
 import pytest
 
@@ -153,13 +154,28 @@ def test_stats_predict_and_add_up():
     assert plain.predicted_speedup is None
     assert drafted.speedup(plain) > 0
     parts = drafted.draft_seconds + drafted.target_seconds + drafted.verify_seconds + drafted.prefill_seconds
-    assert parts <= drafted.total_seconds
+    assert parts <= drafted.total_seconds + 1e-9  # sums of differences round
     assert json.loads(json.dumps(drafted.as_dict()))["widths"] == {"3": 1, "5": 4}
     both = Stats.sum([drafted, plain])
     assert (both.rows, both.tokens, both.rounds, both.accepted) == (2, 48, 28, drafted.accepted)
     assert both.offered == drafted.offered
     with pytest.raises(ValueError, match="at least two new tokens"):
         Stats(tokens=1).speedup(plain)
+
+
+def test_no_second_is_counted_twice():
+    target, calls = model(), []
+
+    def learn(inputs, logits):
+        if not calls:  # the prefill's logits; the pause makes a second count of it stand out of any other delay
+            time.sleep(0.2)
+        calls.append(inputs)
+
+    drafter = Scripted(oracle(texts(target), 4).script, learn=learn)
+    stats = generate(target, [PROMPT], drafter, max_new_tokens=8, eos=None, gate=False).stats
+    assert calls[0] == [PROMPT[-1]]
+    assert stats.prefill_seconds >= 0.2
+    assert stats.draft_seconds + stats.target_seconds + stats.verify_seconds <= stats.decode_seconds + 1e-9
 
 
 @pytest.mark.parametrize(

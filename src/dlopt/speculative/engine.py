@@ -96,6 +96,7 @@ def decode(
     loop.logits_on(rows, logits[:, None])
     active = loop.finish(rows, [Draft()] * len(rows), logits[:, None], first=True)
     stats.prefill_seconds = time.perf_counter() - begun
+    stats.draft_seconds = 0.0  # what sessions did with the prompt is part of the prefill, and counted there
     if drafter is not None and active:
         store.record()
         for row in active:
