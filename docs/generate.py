@@ -248,7 +248,35 @@ def demo_records() -> dict[str, list[Any]]:
     return groups
 
 
+def studies_block(language: str) -> str:
+    """What each topic's study has led to. Runs are counted for those that have a report, which fixes their number."""
+    headers, kinds, waiting = {
+        "en": (("study", "report (in Chinese)", "notebook", "runs on record"), ("PDF", "notebook"), "being recorded"),
+        "zh": (("研究", "报告", "笔记本", "运行记录"), ("PDF", "笔记本"), "记录尚未齐全"),
+    }[language]
+    rows = []
+    for source in sorted((ROOT / "reports").glob("*/report.typ")):
+        topic = source.parent.name
+        pdf, notebook = source.with_suffix(".pdf"), ROOT / "notebooks" / f"{topic}.ipynb"
+        name = TOPICS.get(topic, "Demonstration") if language == "en" else title(source)
+        cells = [f"[{kind}]({path.relative_to(ROOT).as_posix()})" if path.exists() else ""
+                 for kind, path in zip(kinds, (pdf, notebook))]  # fmt: skip
+        rows.append((f"`{topic}`: {name}", *cells, counted(topic) if pdf.exists() else waiting))
+    return table(headers, rows)
+
+
+def title(source: Path) -> str:
+    """Of a report."""
+    found = re.search(r'^\s*title: "(.+)",$', source.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def counted(topic: str) -> str:
+    return f"{sum(1 for _ in (RECORDS / topic).glob('*.json')):,}"
+
+
 BLOCKS: dict[str, Callable[[str], str]] = {
+    "studies": studies_block,
     "methods": methods_block,
     "commands": commands_block,
     "demo": demo_block,

@@ -122,7 +122,7 @@ def test_skip_sets_are_searched_and_measured(dropout: float, tmp_path: Path, mon
 
 def test_what_the_models_need_is_missed_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DLOPT_ARTIFACTS", str(tmp_path))
-    with pytest.raises(Skipped, match="leaves behind, which is not here"):
+    with pytest.raises(Skipped, match=r"leaves behind, which is not here; .* `dlopt reproduce [0-9a-f]{16}`"):
         bench.run(bench.Config(arms=bench.MODELS, drafter=bench.DISTILLED), Log())
     for options, message in [({"share": 1.0}, "share and dropout"), ({"width": 12}, "multiple of 8"),
                              ({"trials": 0}, "trials must be at least 1")]:  # fmt: skip

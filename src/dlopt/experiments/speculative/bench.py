@@ -114,7 +114,8 @@ def _workshop(cfg: Config) -> tuple[Workshop, Sequence[decoding.Prompt]]:
     for needed, path, name in ((cfg.drafter == DISTILLED, distil.place(), "speculative/distil"),
                                ("skips=found" in cfg.arms, skipping.place(), "speculative/skipping")):  # fmt: skip
         if needed and not path.exists():
-            raise Skipped(f"it drafts with what `dlopt run {name} --scale cpu` leaves behind, which is not here")
+            raise Skipped(f"it drafts with what `dlopt run {name} --scale cpu` leaves behind, which is not here; where "
+                          f"that is recorded already, `dlopt reproduce {path.stem}` makes it again")  # fmt: skip
     small = partial(_small, folder) if folder else None
     found = partial(Skips.load, skipping.place())
     return Workshop(*target(cfg.model), small, skips=found), decoding.prompts(cfg.category, cfg.prompts, cfg.first)
