@@ -288,6 +288,8 @@ def test_a_page_that_is_out_of_date_is_named_and_made_anew(generate, tmp_path, m
     for path in ("README.md", "README.zh.md", "docs/methods.md", "reports/refs.bib"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
+    for folder in ("reports", "notebooks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, dirs_exist_ok=True)
     monkeypatch.setattr(generate, "ROOT", tmp_path)
     page = tmp_path / "README.md"
     right = page.read_text(encoding="utf-8")
@@ -310,6 +312,24 @@ def test_the_demo_table_holds_what_the_records_say_or_placeholders(generate, tmp
     assert "| MeZO | 85.0% ± 12.4 | 8 B | 20,000 |" in generate.demo_block("zh")
 
 
+def test_studies_without_a_report_are_named_and_not_counted(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    monkeypatch.setattr(generate, "RECORDS", tmp_path / "results")
+    for topic in ("adam", "zeroth"):
+        (tmp_path / "reports" / topic).mkdir(parents=True)
+        (tmp_path / "reports" / topic / "report.typ").write_text('#show: report.with(\n  title: "某",\n)\n')
+        (tmp_path / "results" / topic).mkdir(parents=True)
+        for key in "ab":
+            (tmp_path / "results" / topic / f"{key}.json").write_text("{}")
+    (tmp_path / "reports" / "zeroth" / "report.pdf").touch()
+    made = generate.studies_block("zh").splitlines()
+    assert made[2:] == [
+        "| `adam`: 某 |  |  | 记录尚未齐全 |",
+        "| `zeroth`: 某 | [PDF](reports/zeroth/report.pdf) |  | 2 |",
+    ]
+    assert "| `adam`: Adam and its relatives |  |  | being recorded |" in generate.studies_block("en")
+
+
 def test_the_two_readmes_have_one_structure():
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in READMES]
     bare = [FENCE.sub("", text) for text in texts]
@@ -317,7 +337,7 @@ def test_the_two_readmes_have_one_structure():
         r"^(#+) ", r"^(\*) ", r"<!-- made: (\w+) -->", r"\]\((?!README)([^)]+)\)"))  # fmt: skip
     assert levels[0] == levels[1]
     assert items[0] == items[1]
-    assert made[0] == made[1] == ["demo", "methods", "commands"]
+    assert made[0] == made[1] == ["demo", "methods", "studies", "commands"]
     assert sorted(set(links[0])) == sorted(set(links[1]))
     assert blocks(ROOT / "README.md") == blocks(ROOT / "README.zh.md")
 
