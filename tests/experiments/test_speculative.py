@@ -23,7 +23,9 @@ from dlopt.lab import figures, report
 from dlopt.lab.log import Log, Paused, Skipped
 from dlopt.lab.run import Settings
 from dlopt.lab.study import Study, collect
-from dlopt.speculative.costs import Costs, use
+from dlopt.memory import Bytes
+from dlopt.speculative import costs
+from dlopt.speculative.costs import Costs, describe, use
 from tests.experiments import made_up_speculative as made_up
 
 ROOT = Path(__file__).parents[2]
@@ -161,14 +163,17 @@ def test_text_that_differs_from_plain_decoding_stops_the_run(monkeypatch: pytest
                          bench._tiny_prompts(1), _measure.Settings(6, 0.0, 0), Log())  # fmt: skip
 
 
-def test_a_comparison_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_comparison_that_was_stopped_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = arms("prompt-lookup,suffix-decoding,best-of-drafts,suffix-decoding:tree=false/fixed,hf-lookup")
     prompts = bench._tiny_prompts(2) * 2  # what comes again is in the history
     how = _measure.Settings(16, 0.0, 0)
 
-    def begin(log: Log) -> dict[str, list[Told]]:
+    def begin(log: Log, resumed: bool = False) -> dict[str, list[Told]]:
         target = llama(eos_token_id=None)
-        use(target, Costs((1, 8), (1.0, 1.4)))  # measured ones would choose other lengths each time
+        if not resumed:  # measured ones would choose other lengths each time; the run that goes on finds these again
+            use(target, Costs((1, 8), (1.0, 1.4), describe(target)))
         return measure(Workshop(target, ByteTokenizer()), line, prompts, how, log)
 
     class Stopping(Log):
@@ -176,10 +181,16 @@ def test_a_comparison_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: P
             self.deadline = 0.0 if done == 2 else None
 
     whole = begin(Log())
+    stopping = Stopping(work=tmp_path)
+    stopping.bytes = Bytes(weights=8)
     with pytest.raises(Paused, match="after 2 of 4 prompts"):
-        begin(Stopping(work=tmp_path))
-    kept = json.loads((tmp_path / "prompts.json").read_text(encoding="utf-8"))
-    again = begin(Log(work=tmp_path))
+        begin(stopping)
+    kept = json.loads((tmp_path / "prompts.json").read_text(encoding="utf-8"))["state"]
+    with monkeypatch.context() as patch:
+        patch.setattr(costs, "calibrate", lambda *args, **options: pytest.fail("the cost table was not restored"))
+        log = Log(work=tmp_path)
+        again = begin(log, resumed=True)
+    assert log.bytes == Bytes(weights=8)
 
     def counts(told: Told) -> Any:
         stats = told.stats
@@ -193,6 +204,16 @@ def test_a_comparison_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: P
     ]
     assert _measure.summed(again).keys() == _measure.summed(whole).keys()
     assert again["suffix-decoding"][2].stats.drafted > 0
+
+
+def test_a_comparison_of_other_arms_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, how = llama(eos_token_id=None), _measure.Settings(4, 0.0, 0)
+    shop, prompts = Workshop(target, ByteTokenizer()), bench._tiny_prompts(1)
+    measure(shop, arms("prompt-lookup/fixed"), prompts, how, Log(work=tmp_path))
+    found = measure(shop, arms("suffix-decoding/fixed"), prompts, how, Log(work=tmp_path))
+    assert "holds the arms plain, prompt-lookup/fixed, where the run has plain, suffix" in capsys.readouterr().out
+    assert len(found["suffix-decoding/fixed"]) == 1
+    assert (tmp_path / "prompts.json.broken-1").exists()
 
 
 def test_repetition_counts_what_was_there_before() -> None:

@@ -10,6 +10,7 @@ import inspect
 import json
 import time
 import weakref
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +55,11 @@ class Costs:
     def as_dict(self) -> dict[str, Any]:
         return {"lengths": list(self.lengths), "seconds": list(self.seconds), "where": self.where}
 
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Costs:
+        """From `as_dict`, also out of JSON."""
+        return cls(tuple(map(int, found["lengths"])), tuple(map(float, found["seconds"])), str(found["where"]))
+
     def save(self, path: str | Path) -> None:
         """Write a JSON file."""
         Path(path).write_text(json.dumps(asdict(self)), encoding="utf-8")
@@ -62,8 +68,7 @@ class Costs:
     def load(cls, path: str | Path) -> Costs:
         """Read what `save` wrote. ValueError with a sentence if the file is something else."""
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(tuple(map(int, found["lengths"])), tuple(map(float, found["seconds"])), str(found["where"]))
+            return cls.of(json.loads(Path(path).read_text(encoding="utf-8")))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a cost table: {error}") from error
 

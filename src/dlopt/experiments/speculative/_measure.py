@@ -73,7 +73,7 @@ def measure(
     decoding where no tie explains it.
     """
     gated = [arm for arm in arms if arm.gated and arm.method not in BASELINES]
-    kept = _resume.load(log, shop.target)
+    kept = _resume.load(log, shop.target, [PLAIN, *(arm.text for arm in arms)])
     gates = {arm.text: Gate(costs_of(shop.target)) for arm in gated}
     runners: dict[str, Runner] = {PLAIN: _ours(shop, None, how, shop.target)}
     runners |= {arm.text: _runner(shop, arm, how, gates.get(arm.text, False)) for arm in arms}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dlopt.experiments.speculative._told import Told
+from dlopt.lab import kept
 from dlopt.lab.log import Log
-from dlopt.lab.record import write_atomic
 from dlopt.speculative import Gate
 from dlopt.speculative.costs import Costs, costs_of, describe, use
 
@@ -22,27 +21,35 @@ class Kept(NamedTuple):
     gates: dict[str, dict[str, Any]]
 
 
-def load(log: Log, target: Any) -> Kept | None:
-    """What the run's folder holds, if anything. The target gets the cost table it had: its arms share one."""
-    path = None if log.work is None else log.work / FILE
-    if path is None or not path.exists():
-        return None
-    state = json.loads(path.read_text(encoding="utf-8"))
-    log.load_state_dict(state["log"])
-    table = Costs(tuple(state["costs"]["lengths"]), tuple(state["costs"]["seconds"]), state["costs"]["where"])
-    if table.where == describe(target):  # with another number of threads it would be wrong
+def costs(log: Log, target: Any) -> Costs:
+    """v(k) of the target: as the run had it before it was stopped, else measured now."""
+    state = kept.load(log, FILE, restore=False)
+    table = None if state is None else Costs.of(state["costs"])
+    if table is not None and table.where == describe(target):  # with another number of threads it would be wrong
         use(target, table)
+    return costs_of(target)
+
+
+def load(log: Log, target: Any, arms: Sequence[str]) -> Kept | None:
+    """What the run's folder holds, if anything. The target gets the cost table it had: its arms share one.
+
+    arms: names of all. A file of others is named and set aside.
+    """
+    state = kept.load(log, FILE)
+    if state is None:
+        return None
+    if list(state["found"]) != list(arms):
+        kept.drop(log, FILE, f"holds the arms {', '.join(state['found'])}, where the run has {', '.join(arms)}")
+        return None
+    costs(log, target)
     return Kept({arm: [Told.of(row) for row in rows] for arm, rows in state["found"].items()}, state["gates"])
 
 
 def save(log: Log, target: Any, found: Mapping[str, Sequence[Told]], gates: Mapping[str, Gate]) -> None:
     """Write all of it, whole or not at all."""
-    if log.work is None:
-        return
     state = {
         "found": {arm: [row.as_dict() for row in rows] for arm, rows in found.items()},
         "gates": {arm: gate.state_dict() for arm, gate in gates.items()},
         "costs": costs_of(target).as_dict(),
-        "log": log.state_dict() | {"bytes": {}},
     }
-    write_atomic(log.work / FILE, json.dumps(state).encode())
+    kept.save(log, FILE, state)

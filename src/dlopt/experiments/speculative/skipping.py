@@ -14,6 +14,7 @@ from typing import Any
 
 from dlopt.experiments._steps import at_least, train_method
 from dlopt.experiments._tiny import ByteTokenizer, llama
+from dlopt.experiments.speculative import _resume
 from dlopt.experiments.speculative._arms import Workshop, arms
 from dlopt.experiments.speculative._dropped import Dropped
 from dlopt.experiments.speculative._measure import Settings, earlier, measure, summed
@@ -87,13 +88,12 @@ def identity(cfg: Config) -> dict[str, str]:
 def run(cfg: Config, log: Log) -> Mapping[str, Any]:
     """Train if asked to, search, measure."""
     from dlopt.speculative import find_skips
-    from dlopt.speculative.costs import costs_of
 
     shop, prompts, others, told = _workshop(cfg, log)
     answers = earlier(shop, others, min(ANSWER, cfg.tokens))
     asked = [decoding.render(shop.tokenizer, prompt.text) for prompt in others]
     texts = [(ids + answer)[-LONGEST:] for ids, answer in zip(asked, answers)]
-    table = costs_of(shop.target)
+    table = _resume.costs(log, shop.target)  # the search looks at it, and must find the same set after a stop
     skips = find_skips(shop.target, texts, cfg.share or None, trials=cfg.trials, seed=cfg.seed, costs=table,
                        progress=lambda done, total, best: log.progress(done, total))  # fmt: skip
     found = {"attention": list(skips.attention), "mlp": list(skips.mlp), "agreement": skips.agreement,
