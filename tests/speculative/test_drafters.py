@@ -23,6 +23,7 @@ from dlopt.speculative.costs import Costs
 from dlopt.speculative.datastore import Datastore
 from dlopt.speculative.sampling import Sampling
 from dlopt.speculative.suffix import SuffixHistory
+from tests.speculative.test_generate import CACHES
 from tests.speculative.test_verify import fits
 from tests.speculative.tiny import PROMPT, PROMPTS, model, texts
 
@@ -130,6 +131,17 @@ def test_greedy_text_is_that_of_plain_decoding(name, variant, family):
     assert alone.tokens == plain[:1]
     assert alone.stats.tokens == COUNT
     assert alone.stats.accepted <= alone.stats.drafted
+
+
+@every
+@pytest.mark.parametrize("cache", ["kivi by block", "sinks", "full"])
+def test_every_drafter_on_compressed_caches(name, variant, cache):
+    target = model()
+    drafter = BUILD[name][variant](target)
+    options = {"max_new_tokens": COUNT, "eos": None, "gate": False}
+    prompt = PROMPTS[2] + PROMPTS[0]
+    plain = generate(target, [prompt], None, CACHES[cache](target.config), **options).tokens
+    assert generate(target, [prompt], drafter, CACHES[cache](target.config), **options).tokens == plain
 
 
 @every

@@ -5,7 +5,20 @@ import time
 
 import pytest
 
-from dlopt.speculative import Costs, Draft, Gate, ModelDrafter, PromptLookup, Stats, calibrate, generate
+from dlopt.speculative import (
+    Best,
+    CascadeDrafter,
+    Costs,
+    Draft,
+    Gate,
+    ModelDrafter,
+    PromptLookup,
+    Sampling,
+    Stats,
+    calibrate,
+    engine,
+    generate,
+)
 from dlopt.speculative.costs import costs_of
 from tests.speculative.tiny import PROMPT, PROMPTS, Scripted, model, oracle, random_tree, texts, tree
 
@@ -176,6 +189,87 @@ def test_no_second_is_counted_twice():
     assert calls[0] == [PROMPT[-1]]
     assert stats.prefill_seconds >= 0.2
     assert stats.draft_seconds + stats.target_seconds + stats.verify_seconds <= stats.decode_seconds + 1e-9
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def test_what_a_drafter_reads_before_it_drafts_is_no_cost_of_a_token(monkeypatch):
+    target, clock, order = model(), Clock(), []
+    monkeypatch.setattr(engine, "time", clock)
+    right = oracle(texts(target), 4).script
+
+    def catch_up():
+        order.append("read")
+        clock.now += 100
+
+    def script(text, limit):
+        order.append(limit)
+        draft = right(text, limit)
+        clock.now += 2 * len(draft.tokens)
+        return draft
+
+    gate = Gate(Costs((1,), (1e3,)))
+    found = generate(target, [PROMPT], Scripted(script, costly=True, catch_up=catch_up), max_new_tokens=9, eos=None,
+                     gate=gate)  # fmt: skip
+    assert order[:2] == ["read", 1]  # of what a token costs nothing is known, so one is tried
+    assert order.count("read") == len(order) // 2
+    assert gate._seconds_per_token == pytest.approx(2)
+    assert found.stats.draft_seconds == pytest.approx(clock.now)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda small: ModelDrafter(small, 3), lambda small: CascadeDrafter([small], [[3], []])]
+)
+def test_models_read_the_text_before_they_are_timed(make):
+    small, widths = model(seed=5, layers=1), []
+    session = make(small).begin(list(range(1, 20)), Sampling())
+    small.register_forward_pre_hook(
+        lambda m, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    session.observe([3])
+    session.catch_up()
+    assert widths == [19]
+    session.propose(3)
+    assert widths == [19, 1, 1, 1]
+    session.observe([9, 9])
+    session.catch_up()  # two unread tokens are what the next pass reads anyway
+    session.propose(1)
+    assert len(widths) == 5
+    for _ in range(4):
+        session.observe([9])
+    session.catch_up()
+    assert len(widths) == 6
+
+
+def test_the_longest_costly_draft_counts_for_the_best_of_several():
+    target = model()
+    small = model(seed=5, layers=1)
+    drafter = Best([PromptLookup(max_ngram=1, min_ngram=1, length=1), ModelDrafter(small, 4, coupling="shared")])
+    session = drafter.begin(list(PROMPT), Sampling())
+    session.observe([PROMPT[0]])
+    session.catch_up()
+    session.propose(4)
+    assert session.written == 4
+    assert generate(target, [PROMPT], drafter, max_new_tokens=8, eos=None).tokens == [texts(target)[0][6:14]]
+
+
+def test_a_gate_measures_each_model_and_number_of_rows_unless_it_was_given_costs():
+    target, gate = model(), Gate()
+    generate(target, PROMPTS[:1], PromptLookup(), max_new_tokens=2, eos=None, gate=gate)
+    assert gate.costs.where.endswith("1 rows")
+    generate(target, PROMPTS, PromptLookup(), max_new_tokens=2, eos=None, gate=gate)
+    assert gate.costs.where.endswith(f"{len(PROMPTS)} rows")
+    kept = Gate(FLAT)
+    generate(target, PROMPTS, PromptLookup(), max_new_tokens=2, eos=None, gate=kept)
+    assert kept.costs is FLAT
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from dlopt.kvcache.baselines import FullCache, WindowCache
 from dlopt.kvcache.kivi import KIVICache
 from dlopt.kvcache.sinks import SinkCache
-from dlopt.speculative import Draft, PromptLookup, Sampling, generate
+from dlopt.speculative import Draft, PromptLookup, Sampling, TokenRecycling, generate
+from dlopt.speculative.draft import chain
 from tests.speculative.tiny import PROMPT, PROMPTS, Scripted, model, oracle, random_tree, texts, tree
 
 GREEDY = {"max_new_tokens": 24, "eos": None, "gate": False}
@@ -283,6 +284,72 @@ def test_a_compressed_cache_gives_the_text_it_gives_without_drafts(name):
                         assert torch.equal(ours.tensors()[key], tensor)
 
 
+TURNS = [name for name in CACHES if name != "full"]
+
+
+@pytest.mark.parametrize("second", [PromptLookup(), None], ids=["drafted", "plain"])
+@pytest.mark.parametrize("name", TURNS)
+def test_a_cache_goes_on_after_a_drafted_turn(name, second):
+    """The first turn is drafted, the next brings new tokens of its own: as if no draft had ever been."""
+    target = model("mistral" if name == "sliding layers" else "llama")
+    options = {"max_new_tokens": 20, "eos": None, "gate": False}
+    prompt, more = PROMPTS[2] + PROMPTS[0], list(range(5, 16))
+
+    def turns(first, then):
+        cache = CACHES[name](target.config)
+        answer = generate(target, [prompt], first, cache, **options).tokens[0]
+        longer = generate(target, [prompt + answer + more], then, cache, **options).tokens[0]
+        return answer, longer, [layer.keys.shape for layer in cache.layers if layer.keys is not None], cache
+
+    plain, drafted = turns(None, None), turns(PromptLookup(), second)
+    assert drafted[:2] == plain[:2]
+    if second is None:
+        assert drafted[2] == plain[2]
+        assert not any(getattr(layer, "record_past", False) for layer in drafted[3].layers)
+
+
+def test_a_cache_that_came_recording_stays_so_and_commits_its_prompt():
+    target = model()
+    options = {"max_new_tokens": 12, "eos": None, "gate": False}
+    plain, cache = (CACHES["sinks"](target.config) for _ in range(2))
+    cache.activate_past_recording()
+    prompt = PROMPTS[2] + PROMPTS[0]
+    found = generate(target, [prompt], PromptLookup(), cache, **options)
+    assert found.tokens == generate(target, [prompt], None, plain, **options).tokens
+    assert all(layer.record_past for layer in cache.layers)
+
+
+def test_decoding_that_breaks_off_leaves_the_cache_as_it_was_set():
+    target = model()
+    cache = CACHES["window"](target.config)
+
+    def stop(part):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(target, [PROMPT], PromptLookup(), cache, max_new_tokens=8, eos=None, gate=False, stream=stop)
+    assert not any(layer.record_past for layer in cache.layers)
+
+
+def test_windows_that_the_cache_does_not_show_are_seen():
+    """`DynamicCache()` keeps all tokens of a model that looks back through a window."""
+    target = model("mistral")
+    options = {"max_new_tokens": 20, "eos": None, "gate": False}
+    plain = generate(target, [PROMPT], **options).tokens
+    assert generate(target, [PROMPT], TokenRecycling(4, 15, 4), DynamicCache(), **options).tokens == plain
+    with pytest.raises(ValueError, match="a batch needs a model of full attention, MistralForCausalLM looks back thr"):
+        generate(target, PROMPTS, None, DynamicCache(), **options)
+
+
+def test_a_tree_becomes_its_path_of_first_children():
+    draft = Draft([1, 2, 3, 4, 5, 6], [-1, -1, 0, 0, 1, 3], level=2)
+    assert chain(draft) == Draft([1, 3], None, None, 2)
+    assert chain(Draft([7, 8], [-1, 0])) == Draft([7, 8])
+    assert chain(Draft([7, 8])) == Draft([7, 8])
+    laws = [np.eye(9)[t] for t in (1, 2, 3)]
+    assert [law.argmax() for law in chain(Draft([1, 2, 3], [-1, -1, 1], laws)).probs] == [1]
+
+
 def test_caches_that_cannot_verify_a_draft_are_refused():
     target = model()
     lookup = PromptLookup()
@@ -296,12 +363,12 @@ def test_caches_that_cannot_verify_a_draft_are_refused():
     forgetful.method = "made up"
     with pytest.raises(ValueError, match="the cache 'made up' keeps other tokens after a block than after single ones"):
         generate(target, [PROMPT], lookup, forgetful, **options)
-    with pytest.raises(ValueError, match="a draft that is a tree needs the full cache"):
-        generate(target, [PROMPT], tree(texts(target), 3), FullCache(target.config), **options)
     with pytest.raises(ValueError, match="a batch needs the full cache"):
         generate(target, PROMPTS, lookup, FullCache(target.config), **options)
     with pytest.raises(ValueError, match=r"cache must be a transformers\.Cache, got list"):
         generate(target, [PROMPT], cache=[], **options)
+    with pytest.raises(ValueError, match="EncoderDecoderCache is no cache of a decoder alone"):
+        generate(target, [PROMPT], lookup, EncoderDecoderCache(DynamicCache(), DynamicCache()), **options)
     held = DynamicCache()
     generate(target, [PROMPT], cache=held, **options)
     with pytest.raises(ValueError, match="the cache holds 9 tokens, the prompt has 6"):
@@ -333,6 +400,14 @@ def test_caches_that_cannot_verify_a_draft_are_refused():
         ({"stop": "x"}, "stop strings need tokenizer="),
         ({"stop": [""]}, "stop must not have an empty string"),
         ({"drafter": 3}, "drafter must have begin"),
+        ({"drafter": PromptLookup}, "drafter must have begin"),
+        ({"input_ids": [[1.5]]}, "input_ids must be whole numbers"),
+        ({"input_ids": torch.ones(1, 3)}, "input_ids must be whole numbers"),
+        ({"max_new_tokens": 2.5}, r"max_new_tokens must be at least 1, got 2\.5"),
+        ({"eos": "none"}, "eos is \"model\", None, or token ids, got 'none'"),
+        ({"stop": [3]}, "stop takes strings and sequences of token ids, got the number 3"),
+        ({"processors": [lambda ids, scores: scores - np.inf]}, "no token can be drawn: every token is forbidden"),
+        ({"processors": [lambda ids, scores: scores * np.nan]}, "no token can be drawn: the logits are not finite"),
         (
             {"drafter": Scripted(lambda text, limit: Draft([24]))},
             "ScriptedSession drafted a token outside the target's voc",
@@ -349,6 +424,21 @@ def test_caches_that_cannot_verify_a_draft_are_refused():
 def test_bad_input_gets_a_sentence(options, message):
     with pytest.raises(ValueError, match=message):
         generate(model(), **{"input_ids": [PROMPT], "max_new_tokens": 24, "gate": False} | options)
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    target = model(seed=9)
+    target.lm_head.weight.data[3] = np.nan
+    with pytest.raises(ValueError, match="no token can be drawn: the logits are not finite"):
+        generate(target, [PROMPT], PromptLookup(), max_new_tokens=4, gate=False)
+
+
+def test_seeds_of_other_kinds_of_integers_are_the_same():
+    target, options = model(), {"max_new_tokens": 6, "temperature": 1.0, "eos": None}
+    assert (
+        generate(target, PROMPTS, seed=np.int64(3), **options).tokens
+        == generate(target, PROMPTS, seed=3, **options).tokens
+    )
 
 
 def test_models_that_cannot_be_decoded_are_refused():

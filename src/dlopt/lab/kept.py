@@ -1,4 +1,4 @@
-"""What an evaluation in pieces has found so far: a JSON file in the run's folder, from which it goes on after a stop."""
+"""What an evaluation in pieces has found so far: a JSON file in the run's folder, from which it goes on."""
 
 from __future__ import annotations
 

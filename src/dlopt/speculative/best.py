@@ -60,9 +60,17 @@ class BestSession:
         self.right: defaultdict[tuple[int, int], float] = defaultdict(float)
         self.asked: defaultdict[tuple[int, int], float] = defaultdict(float)
         self.offers: list[Draft] = []
+        self.written = 0  # tokens of the longest draft that took time to write
+
+    def catch_up(self) -> None:
+        for session in self.sessions:
+            if callable(catch_up := getattr(session, "catch_up", None)):
+                catch_up()
 
     def propose(self, limit: int) -> Draft:
         self.offers = [session.propose(limit) for session in self.sessions]
+        costly = [len(o.tokens) for s, o in zip(self.sessions, self.offers) if getattr(s, "costly", False)]
+        self.written = max(costly, default=0)
         return max(enumerate(self.offers), key=lambda pair: self._promise(*pair))[1]
 
     def _promise(self, number: int, draft: Draft) -> float:

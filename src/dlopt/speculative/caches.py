@@ -8,9 +8,11 @@ coded. A cache that ranks tokens by attention, or turns its sinks with every tok
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from dlopt.kvcache.frame import KVCache
@@ -20,6 +22,11 @@ def dense(cache: Cache) -> bool:
     """Whether all keys and values are plain tensors, so that columns can be gathered."""
     replicated = cache.layer_class_to_replicate
     return replicated in (None, DynamicLayer) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def full(model: Any) -> bool:
+    """Whether every layer of the model looks at all tokens; the cache does not tell, a `DynamicCache()` holds any."""
+    return dense(DynamicCache(config=model.config))
 
 
 def refusal(cache: Cache) -> str:

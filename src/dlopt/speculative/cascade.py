@@ -138,6 +138,10 @@ class CascadeSession:
         self.text = list(prompt)
         self.draws = 0
 
+    def catch_up(self) -> None:
+        for reader in self.readers:
+            reader.catch_up(self.text)
+
     def propose(self, limit: int) -> Draft:
         chain = self._row(0, [], limit)
         laws = [written.law for written in chain]

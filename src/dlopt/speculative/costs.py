@@ -6,7 +6,6 @@ times a vector becomes a matrix times a matrix, or a slope), so it is measured.
 
 from __future__ import annotations
 
-import inspect
 import json
 import time
 import weakref
@@ -18,6 +17,8 @@ from statistics import median
 from typing import Any
 
 import torch
+
+from dlopt.speculative.reader import logits_kept
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 
@@ -89,7 +90,7 @@ def calibrate(model: Any, *, rows: int = 1, context: int = 128, seconds: float =
     lengths = tuple(k for k in LENGTHS if k == 1 or context + k <= limit)
     cache = DynamicCache(config=model.config)
     ids = torch.zeros((rows, context), dtype=torch.long, device=model.device)
-    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    last = {"logits_to_keep": 1} if logits_kept(model) else {}
     model(input_ids=ids, past_key_values=cache, use_cache=True, **last)
     cache.activate_past_recording()
 

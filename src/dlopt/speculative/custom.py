@@ -12,7 +12,7 @@ from torch import Tensor
 from dlopt.speculative.costs import Costs
 from dlopt.speculative.engine import Decoding, Round
 from dlopt.speculative.gate import Gate
-from dlopt.speculative.generate import check_model, run
+from dlopt.speculative.generate import check_model, check_room, run
 from dlopt.speculative.sampling import Processor, Sampling
 from dlopt.speculative.stats import Stats
 from dlopt.speculative.stopping import Stops
@@ -66,6 +66,7 @@ def as_custom_generate(
         if mask is not None and bool((mask.diff(dim=1) < 0).any()):
             raise ValueError("attention_mask must be 0 at padding on the left and 1 from there on")
         most = generation_config.max_length - width
+        check_room(model, width - min(pads), most)
         # temperature, top-k and top-p are among the processors
         sampling = Sampling(1.0 if generation_config.do_sample else 0.0)
         base = int(torch.randint(1 << 62, ())) if generation_config.do_sample else 0

@@ -35,7 +35,10 @@ class Session(Protocol):
     """A drafter at work on one row. Beyond these, a session may have any of the following.
 
     costly = True: drafting takes time for every token, so the gate chooses the limit beforehand (default False: it cuts
-    the draft afterwards). stochastic = True: drafts carry probs, so no one may choose among drafts after seeing them.
+    the draft afterwards). catch_up(): called before `propose` where a gate takes the time of drafting; reads what the
+    text has gained since the last draft, the prompt at first, which is no cost of the next token. written: how many
+    tokens the last draft took to write, where that is not its length. stochastic = True: drafts carry probs, so no one
+    may choose among drafts after seeing them.
     attach(model, cache): called once, after the prefill, with the target's cache of all tokens but the last.
     learn(inputs, logits): called in every pass of the target with the tokens that went in, also those that will be
     rejected, and the logits (n, V) after each.
@@ -104,6 +107,21 @@ def first(draft: Draft, count: int) -> Draft:
         parents=None if draft.parents is None else draft.parents[:count],
         probs=None if draft.probs is None else draft.probs[:count],
     )
+
+
+def chain(draft: Draft) -> Draft:
+    """Of a tree the path of first children, which drafters order by how likely they are; a chain stays as it is."""
+    if draft.parents is None:
+        return draft
+    if list(draft.parents) == list(range(-1, len(draft.tokens) - 1)):
+        return draft._replace(parents=None)
+    below, path = children(draft), []
+    place = 0
+    while below[place]:
+        path.append(below[place][0])
+        place = path[-1] + 1
+    probs = None if draft.probs is None else [draft.probs[i] for i in path]
+    return draft._replace(tokens=[draft.tokens[i] for i in path], parents=None, probs=probs)
 
 
 def checked(draft: Draft, limit: int, vocabulary: int, who: Any) -> Draft:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlopt.speculative.costs import synchronize
-from dlopt.speculative.draft import Draft, Session, checked, children, depths
+from dlopt.speculative.draft import Draft, Session, chain, checked, children, depths
 from dlopt.speculative.gate import Gate, Row
 from dlopt.speculative.rollback import Store
 from dlopt.speculative.sampling import Sampling
@@ -96,14 +96,17 @@ def decode(
     loop.logits_on(rows, logits[:, None])
     active = loop.finish(rows, [Draft()] * len(rows), logits[:, None], first=True)
     stats.prefill_seconds = time.perf_counter() - begun
-    stats.draft_seconds = 0.0  # what sessions did with the prompt is part of the prefill, and counted there
+    stats.draft_seconds = 0.0  # what sessions did until here is part of the prefill, and counted there
     if drafter is not None and active:
         store.record()
         for row in active:
             if callable(attach := getattr(row.session, "attach", None)):
                 attach(model, cache)
-    while active:
-        active = loop.round(active)
+    try:
+        while active:
+            active = loop.round(active)
+    finally:
+        store.release()
     stats.total_seconds = time.perf_counter() - begun
     stats.tokens = sum(len(row.new) for row in rows)
     return stats
@@ -123,6 +126,7 @@ class _Loop:
         self.model, self.store, self.drafter = model, store, drafter
         self.most, self.stops, self.stream, self.stats = max_new_tokens, stops, stream, stats
         self.room: int | None = None
+        self.trees = store.trees
 
     def round(self, rows: list[Decoding]) -> list[Decoding]:
         """One pass of the target for all rows; the rows that go on."""
@@ -151,15 +155,22 @@ class _Loop:
         if row.session is None or limit < 1:
             return Draft()
         if row.watch is None:
-            return checked(row.session.propose(limit), limit, self.model.config.vocab_size, row.session)
+            return self._drafted(row.session, limit)
         limit = row.watch.limit(row.session, limit)
         if limit < 1:
             return Draft()
+        costly = getattr(row.session, "costly", False)
+        if costly and callable(catch_up := getattr(row.session, "catch_up", None)):
+            catch_up()
         start = time.perf_counter()
-        draft = checked(row.session.propose(limit), limit, self.model.config.vocab_size, row.session)
-        if getattr(row.session, "costly", False):
-            row.watch.gate.drafted(len(draft.tokens), time.perf_counter() - start)
+        draft = self._drafted(row.session, limit)
+        if costly:
+            row.watch.gate.drafted(getattr(row.session, "written", len(draft.tokens)), time.perf_counter() - start)
         return row.watch.cut(row.session, draft)
+
+    def _drafted(self, session: Session, limit: int) -> Draft:
+        draft = checked(session.propose(limit), limit, self.model.config.vocab_size, session)
+        return draft if self.trees else chain(draft)
 
     def logits_on(self, rows: list[Decoding], logits: Tensor, drafts: list[Draft] | None = None) -> None:
         """Show the logits of a pass to the sessions that learn from them."""

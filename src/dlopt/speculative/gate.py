@@ -28,14 +28,15 @@ _WAIT, _LONGEST = 16, 256  # rounds without a draft before a costly drafter is t
 class Gate:
     """Statistics of acceptance and the choice of a length. Give one object to several requests and it goes on learning.
 
-    costs: v(k); None calibrates the model when decoding begins. decay: in (0, 1]; what an old trial still counts after
-    a newer one of the same kind.
+    costs: v(k); None calibrates each model and number of rows when decoding begins. decay: in (0, 1]; what an old trial
+    still counts after a newer one of the same kind.
     """
 
     def __init__(self, costs: Costs | None = None, *, decay: float = 0.98) -> None:
         if not 0 < decay <= 1:
             raise ValueError(f"decay must be above 0 and at most 1, got {decay}")
         self.costs, self.decay = costs, decay
+        self.given = costs is not None
         self._trials: defaultdict[Key, float] = defaultdict(float)
         self._wins: defaultdict[Key, float] = defaultdict(float)
         self._seconds_per_token: float | None = None
@@ -116,7 +117,7 @@ class Row:
             return limit
         each = self.gate._seconds_per_token
         if each is None:
-            return limit  # unknown: try once
+            return 1  # unknown: try once
         chances, reached = [], 1.0
         for depth in range(1, limit + 1):
             reached *= self.gate.rate(0, depth)

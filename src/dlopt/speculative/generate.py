@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
+from operator import index
 from typing import Any
 
 import torch
@@ -59,14 +61,15 @@ def generate(
 
     model: in eval mode. input_ids: (t,), (b, t) or a list of lists of token ids; rows may differ in length, as lists or
     with `attention_mask` (b, t), 0 at padding on the left. drafter: what guesses tokens (`PromptLookup()`, ...); None
-    decodes token by token. cache: an empty `transformers.Cache`, or for one row one that holds the beginning of the
-    prompt; afterwards it holds all but the last token, for one row. None makes a full cache. max_new_tokens: at least
-    1. temperature, top_k, top_p, processors: see `Sampling`. seed: of row 0, row r has seed + r; or one for each row.
-    eos: token ids that end a row; "model" takes the model's own, None has none. stop: strings (which need `tokenizer`)
-    or sequences of token ids that end a row, and stay in it. gate: True drafts as many tokens as pay off, for which
-    v(k) is measured once for a model object, in about a second; False drafts what the method drafts; a `Costs` table or
-    a `Gate` that goes on learning are taken as they are. stream: called with every row's `Round`, the first token's
-    included.
+    decodes token by token. Of a draft that is a tree its likeliest path is verified where trees cannot be: on other
+    caches than the full one, in models with windows, under attention without masks. cache: an empty
+    `transformers.Cache`, or for one row one that holds the beginning of the prompt; afterwards it holds all but the
+    last token, for one row. None makes a full cache. max_new_tokens: at least 1. temperature, top_k, top_p, processors:
+    see `Sampling`. seed: of row 0, row r has seed + r; or one for each row. eos: token ids that end a row; "model"
+    takes the model's own, None has none. stop: strings (which need `tokenizer`) or sequences of token ids that end a
+    row, and stay in it. gate: True drafts as many tokens as pay off, for which v(k) is measured once for a model
+    object, in about a second; False drafts what the method drafts; a `Costs` table or a `Gate` that goes on learning
+    are taken as they are. stream: called with every row's `Round`, the first token's included.
 
     Raises ValueError, with a sentence, for values out of range, an empty prompt, a prompt that with the new tokens
     passes the model's context, tokens outside the vocabulary, a drafter that does not fit the model, and caches that
@@ -86,6 +89,8 @@ def generate(
     prompts = _prompts(input_ids, attention_mask)
     _check(model, prompts, max_new_tokens, drafter, tokenizer)
     sampling = Sampling(temperature, top_k, top_p, tuple(processors))
+    if isinstance(eos, str) and eos != "model":
+        raise ValueError(f'eos is "model", None, or token ids, got {eos!r}')
     ends = eos_of(model) if eos == "model" else [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     stops = Stops(ends, stop, tokenizer)
     room = max_new_tokens if sampling.processors else 0
@@ -121,7 +126,7 @@ def run(
         chosen = None
     else:
         chosen = gate if isinstance(gate, Gate) else Gate(gate if isinstance(gate, Costs) else None)
-        if chosen.costs is None:
+        if not chosen.given:
             chosen.costs = costs_of(model, len(rows))
     cache = DynamicCache(config=model.config) if cache is None else cache
     return decode(model, rows, drafter, cache, max_new_tokens, stops, chosen, stream)
@@ -135,7 +140,10 @@ def _prompts(input_ids: Tokens, attention_mask: Tensor | None) -> list[list[int]
     )
     if found and not isinstance(found[0], list):
         found = [found]
-    rows = [[int(token) for token in row] for row in found]
+    try:
+        rows = [[index(token) for token in row] for row in found]
+    except TypeError as error:
+        raise ValueError(f"input_ids must be whole numbers: {error}") from error
     if attention_mask is not None:
         mask = attention_mask.reshape(-1, attention_mask.shape[-1]).tolist()
         if [len(m) for m in mask] != [len(row) for row in rows]:
@@ -149,18 +157,21 @@ def _prompts(input_ids: Tokens, attention_mask: Tensor | None) -> list[list[int]
 
 
 def _check(model: Any, prompts: list[list[int]], max_new_tokens: int, drafter: Any, tokenizer: Any) -> None:
-    if max_new_tokens < 1:
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     check_model(model, drafter, tokenizer)
-    longest, limit = max(map(len, prompts)), getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and longest + max_new_tokens > limit:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones pass the model's context of {limit} tokens"
-        )
+    check_room(model, max(map(len, prompts)), max_new_tokens)
     vocabulary = model.config.vocab_size
     for row, prompt in enumerate(prompts):
         if min(prompt) < 0 or max(prompt) >= vocabulary:
             raise ValueError(f"row {row} has a token outside the model's vocabulary of {vocabulary}")
+
+
+def check_room(model: Any, longest: int, new: int) -> None:
+    """ValueError if a prompt and the new tokens do not fit into the model's context."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and longest + new > limit:
+        raise ValueError(f"a prompt of {longest} tokens and {new} new ones pass the model's context of {limit} tokens")
 
 
 def check_model(model: Any, drafter: Any, tokenizer: Any) -> None:
@@ -171,15 +182,15 @@ def check_model(model: Any, drafter: Any, tokenizer: Any) -> None:
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder; only causal language models can be decoded here"
         )
-    if drafter is not None and not callable(getattr(drafter, "begin", None)):
+    if drafter is not None and (isinstance(drafter, type) or not callable(getattr(drafter, "begin", None))):
         raise ValueError(f"drafter must have begin(prompt, sampling), as PromptLookup() has; got {drafter!r}")
     if callable(check := getattr(drafter, "check", None)):
         check(model, tokenizer)
 
 
 def _seeds(seed: int | Sequence[int], rows: int) -> list[int]:
-    if isinstance(seed, int):
-        return [seed + row for row in range(rows)]
+    if isinstance(seed, Integral):
+        return [int(seed) + row for row in range(rows)]
     if len(seed) != rows:
         raise ValueError(f"seed must be one number, or one for each of the {rows} rows, got {len(seed)}")
     return [int(own) for own in seed]

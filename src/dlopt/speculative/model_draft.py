@@ -9,6 +9,7 @@ import torch
 
 from dlopt.catalog import method
 from dlopt.speculative.draft import Draft
+from dlopt.speculative.reader import BEHIND, logits_kept
 from dlopt.speculative.sampling import DRAFT, Sampling
 
 COUPLINGS = ("residual", "shared")
@@ -95,6 +96,23 @@ class ModelSession:
         self.drafted: list[int] = []
         self.held = 0  # tokens in the cache: of the text, then of the draft
         self.rounds = 0
+        self.cuts = logits_kept(self.model)
+
+    @torch.no_grad()
+    def catch_up(self) -> None:
+        if len(self.text) - self.held > BEHIND and self._room() > 0:
+            self._read(self.text[:-1])
+
+    def _read(self, text: list[int]) -> torch.Tensor:
+        """Logits (V,) after a text that begins with what the cache holds."""
+        ids = torch.tensor([text[self.held :]], device=self.model.device)
+        last = {"logits_to_keep": 1} if self.cuts else {}
+        logits = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **last).logits[0, -1]
+        if not self.recording:  # after the first pass, so that no window keeps a whole prompt
+            self.cache.activate_past_recording()
+            self.recording = True
+        self.held = len(text)
+        return logits.float() if logits.dtype.itemsize < 4 else logits
 
     @torch.no_grad()
     def propose(self, limit: int) -> Draft:
@@ -104,13 +122,7 @@ class ModelSession:
         limit = min(limit, self.length, self._room())
         for _ in range(limit):
             text = self.text + tokens
-            ids = torch.tensor([text[self.held :]], device=self.model.device)
-            logits = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True).logits[0, -1]
-            logits = logits.float() if logits.dtype.itemsize < 4 else logits
-            if not self.recording:  # after the first pass, so that no window keeps a whole prompt
-                self.cache.activate_past_recording()
-                self.recording = True
-            self.held = len(text)
+            logits = self._read(text)
             context = torch.tensor(text, device=logits.device) if self.sampling.processors else None
             if self.sampling.greedy:
                 tokens.append(self.sampling.best(logits, context))

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+BEHIND = 2  # tokens: after a draft that was accepted whole, its last one and the bonus token are unread
+
+
+def logits_kept(model: Any) -> bool:
+    """Whether `forward` can leave out the logits of all but the last tokens, which of a prompt are most of the work."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 class Reader:
@@ -21,6 +29,7 @@ class Reader:
 
         self.model = model
         self.cache = DynamicCache()
+        self.cuts = logits_kept(model)
         self.held: list[int] = []
         self.sure = 0  # tokens of `held` that belong to the text for good
 
@@ -36,9 +45,15 @@ class Reader:
         same = self._agreement(text, len(text) - count)
         self._crop(same)
         ids = torch.tensor([text[same:]], device=self.model.device)
-        logits = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True).logits[0, -count:]
+        last = {"logits_to_keep": count} if self.cuts else {}
+        logits = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **last).logits[0, -count:]
         self.held = list(text)
         return logits.float() if logits.dtype.itemsize < 4 else logits
+
+    def catch_up(self, text: Sequence[int]) -> None:
+        """Read a text but for its last token, if more than one pass of a draft would read anyway is missing."""
+        if len(text) - self._agreement(text, len(text)) > BEHIND and len(text) <= self.room:
+            self.read(text[:-1], 1)
 
     def settle(self, text: Sequence[int]) -> None:
         """This is the text so far, for good: forget what was read beyond it or against it."""

@@ -33,11 +33,14 @@ class Store:
     def __init__(self, model: Any, cache: Any, rows: int) -> None:
         if not isinstance(cache, Cache):
             raise ValueError(f"cache must be a transformers.Cache, got {type(cache).__name__}")
+        if not hasattr(cache, "layers"):
+            raise ValueError(f"{type(cache).__name__} is no cache of a decoder alone; drafts need one that is")
         self.model, self.cache = model, cache
         self.lengths = [0] * rows
         self.valid: Tensor | None = None
         self.width = 0
         self._recording = False
+        self._before: list[bool] = []  # whether each layer was recording before `record`
         self._accepts = set(inspect.signature(model.forward).parameters)
         if rows > 1:
             self._need_mask("a batch")
@@ -71,6 +74,8 @@ class Store:
             positions = (self.valid.cumsum(-1) - 1).clamp_min(0)
             logits = self._run(ids.to(device), seen, positions, last=True)
         self.lengths = [len(prompt) for prompt in prompts]
+        if any(getattr(layer, "record_past", False) for layer in self.cache.layers):
+            self.cache.crop(0)  # it came recording: the prompt is no draft
         return logits[:, -1]
 
     def forward(self, tokens: Sequence[Sequence[int]], drafts: Sequence[Draft]) -> Tensor:
@@ -126,8 +131,26 @@ class Store:
         if why := self.refusal():
             raise ValueError(why)
         if not self._recording and not caches.dense(self.cache):
+            self._before = [getattr(layer, "record_past", False) for layer in self.cache.layers]
             self.cache.activate_past_recording()
         self._recording = True
+
+    def release(self) -> None:
+        """When decoding ends: windows forget again as they did before, in whatever the cache is used for next."""
+        for layer, before in zip(self.cache.layers, self._before):
+            if hasattr(layer, "record_past"):
+                layer.record_past = before
+        self._before = []
+
+    @property
+    def trees(self) -> bool:
+        """Whether a draft may be a tree: every token has to see its own path and nothing else."""
+        return (
+            caches.dense(self.cache)
+            and caches.full(self.model)
+            and self.model.config._attn_implementation in MASKED
+            and "position_ids" in self._accepts
+        )
 
     def refusal(self) -> str:
         """'' if drafts can be verified with this cache and these rows, else a sentence that says why not."""
@@ -152,6 +175,11 @@ class Store:
         self._need_attention(what)
         if not caches.dense(self.cache):
             raise ValueError(f"{what} needs the full cache (DynamicCache of full attention), got {self.cache}")
+        if not caches.full(self.model):
+            raise ValueError(
+                f"{what} needs a model of full attention, {type(self.model).__name__} looks back through a window; "
+                "decode the rows one by one"
+            )
 
     def _run(
         self, ids: Tensor, seen: Tensor | None = None, positions: Tensor | None = None, last: bool = False

@@ -70,8 +70,10 @@ class Sampling:
         return scores[0]
 
     def best(self, logits: Tensor, context: Tensor | None = None) -> int:
-        """The likeliest token."""
-        return int(self.scores(logits, context).argmax())
+        """The likeliest token. ValueError for NaN and where every token is forbidden."""
+        top, token = self.scores(logits, context).max(-1)
+        possible(float(top))
+        return int(token)
 
     def law(self, logits: Tensor, context: Tensor | None = None) -> np.ndarray:
         """The probabilities (V,) in float64 that a token is drawn from; greedy: 1 at the likeliest.
@@ -80,9 +82,7 @@ class Sampling:
         """
         scores = self.scores(logits, context).detach().to("cpu", torch.float64)
         top = float(scores.max())
-        if not math.isfinite(top):
-            what = "the logits are not finite" if math.isnan(top) or top > 0 else "every token is forbidden"
-            raise ValueError(f"no token can be drawn: {what}")
+        possible(top)
         if self.greedy:
             law = np.zeros(len(scores))
             law[int(scores.argmax())] = 1
@@ -122,3 +122,10 @@ def _nucleus(law: np.ndarray, top_p: float) -> np.ndarray:
     cut = np.zeros_like(law)
     cut[kept] = law[kept]
     return cut
+
+
+def possible(top: float) -> None:
+    """ValueError unless the largest logit is a number."""
+    if not math.isfinite(top):
+        what = "the logits are not finite" if math.isnan(top) or top > 0 else "every token is forbidden"
+        raise ValueError(f"no token can be drawn: {what}")

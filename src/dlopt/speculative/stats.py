@@ -18,9 +18,9 @@ class Stats:
     tokens: new ones. rounds: passes of the target after the prefill, which gives the first token of every row.
     row_rounds: passes, counted once for every row that took part. drafted, accepted: tokens. offered[d], taken[d]: the
     same by depth, d = 0 next to the text; of a tree, a depth that was drafted counts once. widths: {tokens in a pass:
-    passes}. Seconds, none counted twice: prefill (with what drafters do with the prompt), draft (drafters and gate),
-    target (its forward passes), verify (choosing tokens, rolling the cache back), total. costs: v(k) as calibrated, if
-    there was a gate.
+    passes}. Seconds, none counted twice: prefill (with what drafters do before it ends), draft (drafters and gate; a
+    model that drafts reads the prompt when it first drafts), target (its forward passes), verify (choosing tokens,
+    rolling the cache back), total. costs: v(k) as calibrated, if there was a gate.
     """
 
     rows: int = 1

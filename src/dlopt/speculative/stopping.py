@@ -26,6 +26,10 @@ class Stops:
         self.eos = frozenset(eos)
         stop = [stop] if isinstance(stop, str) else list(stop)
         self.texts = [s for s in stop if isinstance(s, str)]
+        if numbers := [s for s in stop if isinstance(s, int)]:
+            raise ValueError(
+                f"stop takes strings and sequences of token ids, got the number {numbers[0]}; write [[...]]"
+            )
         self.sequences = [list(s) for s in stop if not isinstance(s, str)]
         self.criteria = list(criteria)
         self.tokenizer = tokenizer

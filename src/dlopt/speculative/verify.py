@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dlopt.speculative.draft import Draft, children
-from dlopt.speculative.sampling import RESIDUAL, Sampling
+from dlopt.speculative.sampling import RESIDUAL, Sampling, possible
 
 
 class Verdict(NamedTuple):
@@ -42,7 +42,10 @@ def verify(draft: Draft, logits: Tensor, sampling: Sampling, position: int, cont
     if len(logits) != len(draft.tokens) + 1:
         raise ValueError(f"a draft of {len(draft.tokens)} tokens needs {len(draft.tokens) + 1} rows of logits")
     below = children(draft)
-    best = logits.argmax(-1).tolist() if sampling.greedy and not sampling.processors else None
+    best = None
+    if sampling.greedy and not sampling.processors:  # of all places at once
+        tops, likeliest = logits.max(-1)
+        best = list(zip(tops.tolist(), likeliest.tolist()))
     known = 0
     if context is not None:  # a copy, in which the tokens of this round are written down
         known = len(context)
@@ -52,7 +55,8 @@ def verify(draft: Draft, logits: Tensor, sampling: Sampling, position: int, cont
     node = 0
     while True:
         if best is not None:
-            token = best[node]
+            top, token = best[node]
+            possible(top)
             child = _named(draft, below[node], token)
         else:
             seen = None if context is None else context[: known + len(tokens)]
