@@ -57,6 +57,9 @@ def test_arms_are_read_from_a_line() -> None:
         ("", "no arm is called"),
         ("bigram", "no arm is called 'bigram'"),
         ("prompt-lookup:lenght=3", "did you mean length"),
+        ("rest:part=0", "part takes a number above 0 and at most 1, not 0"),
+        ("rest:part=much", "part takes a number above 0 and at most 1, not 'much'"),
+        ("cascade:shape=tall", "shape takes both, horizontal, vertical, alone, not 'tall'"),
     ],
 )
 def test_bad_arms_are_told(line: str, told: str) -> None:
@@ -68,6 +71,15 @@ def test_lists_and_what_needs_a_small_model() -> None:
     assert arms("draft-and-verify:attention=3+5,mlp=4/fixed")[0].params == {"attention": [3, 5], "mlp": 4}
     with pytest.raises(ValueError, match="cascade/fixed drafts with a small model: give its folder as drafter"):
         bench.check(bench.Config(arms="prompt-lookup,cascade/fixed"))
+
+
+def test_a_part_of_a_store_and_what_a_draft_reads() -> None:
+    shop = Workshop(llama(layers=3), ByteTokenizer(), lambda: llama(layers=1), [[n + 1, n + 2] for n in range(9)])
+    assert shop.store("outputs").tokens == 18
+    assert shop.store("outputs", 1 / 3).tokens == 6
+    sampling, lookup, skipped = arms("speculative-sampling/fixed,prompt-lookup,draft-and-verify:attention=1,mlp=1")
+    assert 0 < (shop.reads(sampling) or 0) < 1
+    assert shop.reads(lookup) is shop.reads(skipped) is None
 
 
 def test_the_smoke_stages_run_end_to_end(tmp_path: Path) -> None:

@@ -198,6 +198,24 @@ def test_a_model_reads_no_further_than_its_context():
     assert len(session.propose(6).tokens) == 2
 
 
+def test_the_order_says_who_writes_first():
+    """Max-gram finds three tokens to copy, the model goes on behind them."""
+    small = model()
+    text = [5, 1, 2, 3, 4, 5, 1]
+    copied = MaxGram(length=3).begin(text, Sampling()).after([], 3)
+    both = [
+        CascadeDrafter([small, MaxGram()], [[2, 3], [0]], order=order).begin(text, Sampling())
+        for order in (None, [1, 0])
+    ]
+    first, second = (list(session.propose(9).tokens) for session in both)
+    assert copied == [2, 3, 4]
+    assert second[:3] == copied
+    with torch.no_grad():
+        own = small(torch.tensor([text])).logits[0, -1].argmax()
+        behind = small(torch.tensor([text + copied])).logits[0, -1].argmax()
+    assert (first[0], second[3], len(second)) == (own, behind, 5)
+
+
 def test_max_gram_takes_the_longest_match_and_then_bigrams():
     table = [1, 5, -1, 4, 0, 2]
     session = MaxGram(Bigram(table), length=10).begin([3, 1, 2, 5, 1, 2, 4, 3, 1, 2], Sampling())
@@ -222,6 +240,7 @@ def test_max_gram_takes_the_longest_match_and_then_bigrams():
         (lambda: CascadeDrafter([]), "needs at least one drafter"),
         (lambda: CascadeDrafter([MaxGram(), model()]), "models first"),
         (lambda: CascadeDrafter([model(), CascadeDrafter([MaxGram()], [[2]])]), "got CascadeDrafter"),
+        (lambda: CascadeDrafter([model(), MaxGram()], order=[0, 0]), "order must name each of the places 0 to 1 once"),
         (lambda: CascadeDrafter([model(), MaxGram()], lenience=0.5), r"lenience must be at least 1 \(1 is strict\)"),
         (lambda: CascadeDrafter([model()]), "lengths must be given for 1 models and 0 other"),
         (lambda: CascadeDrafter([model(), MaxGram()], [[1, 2]]), r"2 rows of \[2, 1\] numbers"),

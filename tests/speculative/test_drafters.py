@@ -99,6 +99,7 @@ BUILD = {
     "cascade": {
         "lenient": lambda target: CascadeDrafter([small(target), grams(target)], [[3, 2], [2]], 3.0),
         "two models": lambda target: CascadeDrafter([other(target), small(target), grams(target)], THREE, 2.0),
+        "lookup first": lambda target: CascadeDrafter([small(target), grams(target)], [[3, 2], [2]], order=[1, 0]),
         "strict": lambda target: CascadeDrafter([other(target), small(target)], [[3, 1], [2], []], 1.0),
     },
     "draft-and-verify": {

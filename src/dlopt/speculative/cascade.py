@@ -52,8 +52,9 @@ class CascadeDrafter:
     drafters: at least one; models in eval mode, on the target's device, with its vocabulary; behind them at most the
     `MaxGram` and `Bigram` that they need. lengths: row 0 has n numbers of at least 0, not all 0; row i >= 1, for model
     i, has n - i. None takes the paper's for one model or two with one other drafter behind: 13, 10 | 10 and
-    5, 14, 10 | 1, 10 | 10. lenience: at least 1; 1 is strict (the paper: 2 to 5). tokenizer: of the models, compared
-    with the target's if `generate` got that.
+    5, 14, 10 | 1, 10 | 10. lenience: at least 1; 1 is strict (the paper: 2 to 5). order: who writes first, second, ...
+    of a draft for the target, as places in `drafters`; None is the paper's, from the largest to the smallest.
+    tokenizer: of the models, compared with the target's if `generate` got that.
 
     A model reads no further than its own context; then the smaller drafters write what is left.
     """
@@ -64,6 +65,7 @@ class CascadeDrafter:
         lengths: Sequence[Sequence[int]] | None = None,
         lenience: float = 2.0,
         *,
+        order: Sequence[int] | None = None,
         tokenizer: Any = None,
     ) -> None:
         if not len(drafters):
@@ -78,6 +80,9 @@ class CascadeDrafter:
             raise ValueError(f"lenience must be at least 1 (1 is strict), got {lenience}")
         self.models, self.others = list(drafters[: written.count(False)]), list(drafters[written.count(False) :])
         self.lengths = _checked(lengths, len(self.models), len(drafters))
+        self.order = list(range(len(drafters))) if order is None else list(order)
+        if sorted(self.order) != list(range(len(drafters))):
+            raise ValueError(f"order must name each of the places 0 to {len(drafters) - 1} once, got {order}")
         self.lenience, self.tokenizer = float(lenience), tokenizer
 
     def check(self, model: Any, tokenizer: Any) -> None:
@@ -130,7 +135,8 @@ class CascadeSession:
     """A cascade on one row: each model has a cache of its own."""
 
     def __init__(self, drafter: CascadeDrafter, prompt: list[int], sampling: Sampling) -> None:
-        self.lengths, self.lenience, self.sampling = drafter.lengths, drafter.lenience, sampling
+        self.lengths, self.order = drafter.lengths, drafter.order
+        self.lenience, self.sampling = drafter.lenience, sampling
         self.readers = [Reader(model) for model in drafter.models]
         self.others = [other.begin(prompt, sampling) for other in drafter.others]
         self.costly = bool(self.readers)
@@ -157,8 +163,8 @@ class CascadeSession:
     def _row(self, row: int, more: list[int], limit: int) -> list[Written]:
         """A draft of at most `limit` tokens behind the text and `more`, by drafters row, row + 1, ... (horizontal)."""
         chain: list[Written] = []
-        for number, length in enumerate(self.lengths[row], row):
-            count = min(length, limit - len(chain))
+        for number in range(row, len(self.order)) if row else self.order:
+            count = min(self.lengths[row][number - row], limit - len(chain))
             if count > 0:
                 chain += self._write(number, [*more, *(written.token for written in chain)], count)
         return chain

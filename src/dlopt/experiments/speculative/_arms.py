@@ -2,8 +2,9 @@
 
 An arm is a drafter of the catalogue with settings, "/fixed" without the gate; or one of the baselines `plain-bf16` (the
 target in 16 bits), `hf-lookup` and `hf-assisted` (transformers' own). Plain decoding in fp32 always runs beside them.
-Three settings are not the drafter's: `store` (of `rest`), `history` (of `suffix-decoding`: on or off) and `skips=found`
-(of `draft-and-verify`: the set that a run of `speculative/skipping` found).
+Some settings are not the drafter's: `store` and `part` (of `rest`: which store, and how much of its text), `shape` (of
+`cascade`: see `SHAPES`), `history` (of `suffix-decoding`: on or off) and `skips=found` (of `draft-and-verify`: the set
+that a run of `speculative/skipping` found).
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ NEED_SMALL = ("hf-assisted", "speculative-sampling", "cascade")
 DRAWN = ("speculative-sampling", "cascade", "draft-and-verify")  # a model writes the drafts, under sampling by lot
 STORES = ("instructions", "books", "outputs")
 HF_LENGTH = 10
-OURS = ("store", "history", "skips")  # settings of an arm that are not the drafter's
+# lengths of a cascade of the small model and lookup, all for 10 tokens: who drafts for the target, who for the model
+SHAPES = {
+    "both": ((3, 7), (7,)),
+    "horizontal": ((3, 7), (0,)),
+    "vertical": ((10, 0), (7,)),
+    "alone": ((10, 0), (0,)),
+}
+OURS = ("store", "part", "shape", "history", "skips")  # settings of an arm that are not the drafter's
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,10 @@ def _arm(text: str) -> Arm:
         raise ValueError(f"{name} takes no settings, got {text!r}")
     if params.get("store", STORES[0]) not in STORES:
         raise ValueError(f"store takes {', '.join(STORES)}, not {params['store']!r}")
+    if not isinstance(part := params.get("part", 1), int | float) or not 0 < part <= 1:
+        raise ValueError(f"part takes a number above 0 and at most 1, not {part!r}")
+    if params.get("shape", "both") not in SHAPES:
+        raise ValueError(f"shape takes {', '.join(SHAPES)}, not {params['shape']!r}")
     if params.get("history", "on") not in ("on", "off"):
         raise ValueError(f"history takes on or off, not {params['history']!r}")
     if params.get("skips", "found") != "found":
@@ -146,11 +158,26 @@ class Workshop:
             raise ValueError("this run has no small model to draft with")
         return self.once("drafter", self.drafter)
 
-    def store(self, name: str) -> Any:
-        """A datastore: answers to instructions (`instructions`), novels (`books`), or earlier answers (`outputs`)."""
+    def reads(self, arm: Arm) -> float | None:
+        """The share of the target's weights that a drafted token of the arm reads, where every token reads the same."""
+        if arm.method == "speculative-sampling":
+            return self.small().num_parameters() / self.target.num_parameters()
+        if arm.method == "draft-and-verify" and self.skips is not None and "skips" in arm.params:
+            return self.once("skips", self.skips).cost
+        return None
+
+    def store(self, name: str, part: float = 1) -> Any:
+        """A datastore: answers to instructions (`instructions`), novels (`books`), or earlier answers (`outputs`).
+
+        part: the share of it that is used, by characters; of documents every n-th, of novels the beginning.
+        """
         from dlopt.speculative import Datastore
 
-        documents = list(self.outputs) if name == "outputs" else [self.encode(text) for text in _texts(name)]
+        if name == "outputs":
+            documents = self.outputs[:: round(1 / part)]
+        else:
+            texts = [text[: round(len(text) * part)] for text in _texts(name)] if name == "books" else _texts(name)
+            documents = [self.encode(text) for text in (texts if name == "books" else texts[:: round(1 / part)])]
         return Datastore.build([d for d in documents if d], len(self.tokenizer), self.tokenizer)
 
 
@@ -168,8 +195,8 @@ def _llma(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> A
 
 
 def _rest(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> Any:
-    name = params.pop("store", STORES[0])
-    store = shop.once(f"store {name}", lambda: shop.store(name))
+    name, part = params.pop("store", STORES[0]), params.pop("part", 1)
+    store = shop.once(f"store {name} {part}", lambda: shop.store(name, part))
     return catalog.find(arm.method).load()(store, **params)
 
 
@@ -187,6 +214,8 @@ def _small(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> 
 
 def _cascade(shop: Workshop, arm: Arm, params: dict[str, Any], prompt: Prompt) -> Any:
     """The small model, then lookup in the text."""
+    if shape := params.pop("shape", None):
+        params["lengths"] = SHAPES[shape]
     return catalog.find(arm.method).load()([shop.small(), catalog.find("max-gram").load()()], **params)
 
 

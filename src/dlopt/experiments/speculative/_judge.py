@@ -37,8 +37,7 @@ def mean_of(value: Interval | None) -> float | None:
 def questions(done: Mapping[str, Sequence[Record]]) -> list[Answer]:
     """(holds, fails or not known; the numbers it was judged by) of questions 1 to 10 and 12. done: records by stage.
 
-    Drafters that look up and those that are models were measured on different numbers of prompts, so no question mixes
-    the two.
+    Drafters that look up and those that are models were measured in runs of their own, so no question mixes the two.
     """
     main, models = (grouped(done.get(stage, []), lambda r: r.config["category"]) for stage in ("lookup", "models"))
     return [

@@ -78,8 +78,8 @@ def costs(record: Record) -> Costs:
 
 def imagined(record: Record, arm: str, slope: float = SLOPE) -> float | None:
     """Speed-up of the same drafts where a pass of k tokens costs 1 + slope (k - 1) and a drafted token c: nothing for
-    lookup, the share of weights that is read for layers skipped (None where the record does not tell c)."""
-    c = record.summary.get("cost") if method_of(arm) in DRAWN else 0.0
+    lookup, for a model the share of the target's weights that it reads (None where the record does not tell c)."""
+    c = record.summary.get(f"{arm} cost", record.summary.get("cost")) if method_of(arm) in DRAWN else 0.0
     found = widths(record, arm)
     if not found or c is None:
         return None

@@ -32,10 +32,13 @@ LOOKUP = ("plain-bf16,hf-lookup,prompt-lookup,prompt-lookup/fixed,llma,llma/fixe
 LENGTHS = ",".join(f"prompt-lookup:length={n}/fixed" for n in (2, 4, 7, 10, 16))
 TREES = ("suffix-decoding:tree=false/fixed,suffix-decoding/fixed,token-recycling:nodes=3/fixed,"
          "token-recycling:nodes=7/fixed,token-recycling:nodes=24/fixed")  # fmt: skip
-STORES = "rest:store=instructions/fixed,rest:store=books/fixed,rest:store=outputs/fixed"
+STORES = ",".join(f"rest:store={store}/fixed" for store in ("instructions", "instructions,part=0.1",
+                                                             "instructions,part=0.01", "books", "outputs"))  # fmt: skip
+CASCADES = ",".join(f"cascade:shape={shape}/fixed" for shape in ("both", "both,order=1+0", "horizontal", "vertical",
+                                                                 "alone", "both,lenience=1"))  # fmt: skip
 DRAWN = "prompt-lookup,llma,suffix-decoding,best-of-drafts"
-MODELS = ("speculative-sampling,speculative-sampling/fixed,cascade,cascade/fixed,draft-and-verify:skips=found,"
-          "draft-and-verify:skips=found/fixed,hf-assisted")  # fmt: skip
+MODELS = ("plain-bf16,speculative-sampling,speculative-sampling/fixed,cascade,cascade/fixed,"
+          "draft-and-verify:skips=found,draft-and-verify:skips=found/fixed,hf-assisted")  # fmt: skip
 DISTILLED = "distilled"
 
 
@@ -93,11 +96,13 @@ def run(cfg: Config, log: Log) -> Mapping[str, Any]:
     from dlopt.speculative.costs import costs_of
 
     shop, prompts = _workshop(cfg)
+    wanted = arms(cfg.arms)
     if "store=outputs" in cfg.arms:  # of prompts that are not measured
         shop.outputs = earlier(shop, _others(cfg), cfg.tokens)
-    found = measure(shop, arms(cfg.arms), prompts, Settings(cfg.tokens, cfg.temperature, cfg.seed), log)
+    found = measure(shop, wanted, prompts, Settings(cfg.tokens, cfg.temperature, cfg.seed), log)
     table = costs_of(shop.target)
     return summed(found) | {
+        **{f"{arm.text} cost": share for arm in wanted if (share := shop.reads(arm)) is not None},
         "costs": {str(k): s for k, s in zip(table.lengths, table.seconds)},
         "prompt_tokens": [len(decoding.render(shop.tokenizer, p.text)) for p in prompts],
         "threads": torch.get_num_threads(),
@@ -164,7 +169,7 @@ def present(results: Results) -> Presentation:
 
 
 SMOKE = ("prompt-lookup,prompt-lookup:length=3/fixed,suffix-decoding,speculative-sampling:length=2/fixed,"
-         "rest:store=outputs/fixed,cascade/fixed,draft-and-verify:attention=1,mlp=1/fixed,hf-lookup,"
+         "rest:store=outputs,part=0.5/fixed,cascade/fixed,cascade:shape=both,order=1+0/fixed,draft-and-verify:attention=1,mlp=1/fixed,hf-lookup,"
          "plain-bf16")  # fmt: skip
 FEW = {"prompts": 10}
 experiment = Experiment(
@@ -176,13 +181,17 @@ experiment = Experiment(
         "smoke": (Stage("lookup", grid(SMOKE, ("chat",), model=TINY, prompts=3, tokens=12), minutes, "a tiny model"),),
         "cpu": (
             Stage("lookup", grid(LOOKUP), minutes, "drafters that look up, 20 prompts of each of 9 categories"),
-            Stage("stores", grid(STORES, ("code", "chat"), **FEW), minutes, "kinship of the datastore"),
+            Stage("models", grid(MODELS, drafter=DISTILLED), minutes, "a small model, a cascade, skipped layers"),
+            Stage("stores", grid(STORES, ("code", "chat"), **FEW), minutes, "kinship and size of the datastore"),
+            Stage(
+                "cascades",
+                grid(CASCADES, ("code", "rewriting"), drafter=DISTILLED, **FEW),
+                minutes,
+                "who drafts for whom, and in which order",
+            ),
             Stage("trees", grid(TREES, ("code", "chat"), **FEW), minutes, "tree against chain"),
             Stage("lengths", grid(LENGTHS, ("rewriting", "code", "chat"), **FEW), minutes, "fixed draft lengths"),
             Stage("drawn", tempered, minutes, "temperature 0.5 and 1"),
-            Stage(
-                "models", grid(MODELS, drafter=DISTILLED, **FEW), minutes, "a small model, a cascade, skipped layers"
-            ),
         ),
     },
     identity=identity,
