@@ -61,4 +61,19 @@ MUTANTS = [
         "tests/experiments/test_speculative.py",
         "stopped",
     ),
+    Mutant(
+        "pieces: what other code found is gone on with",
+        "lab/kept.py",
+        'content["code"] != _code()',
+        "False",
+        "tests/lab/test_kept.py",
+    ),
+    Mutant(
+        "drafters: a run that goes on measures its costs again",
+        "experiments/speculative/_resume.py",
+        "        use(target, table)",
+        "        pass",
+        "tests/experiments/test_speculative.py",
+        "stopped",
+    ),
 ]

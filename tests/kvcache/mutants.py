@@ -186,4 +186,12 @@ MUTANTS = [
         CACHES,
         "padded_batch and pyramid",
     ),
+    Mutant(
+        "cache: a reset cache keeps recording",
+        "kvcache/layer.py",
+        "self.is_initialized = self.record_past = False",
+        "self.is_initialized = False; self.record_past = getattr(self, 'record_past', False)",
+        "tests/kvcache/test_caches.py",
+        "reset_forgets",
+    ),
 ]

@@ -1,5 +1,6 @@
 """The common matrix: what every cache of the catalogue must do, for the families of models it must serve."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -250,6 +251,9 @@ def test_reset_forgets_everything(spec):
         assert torch.equal(feed(model, cache, ids, [12], mask), first)
         cache.reset(torch.ones(2, 4))
         assert cache.layers[1].pads is None
+    cache.activate_past_recording()
+    cache.reset()  # after assisted decoding it evicts again
+    assert not any(layer.record_past for layer in cache.layers)
 
 
 @pytest.mark.parametrize("name", CACHES)
@@ -262,11 +266,15 @@ def test_reading_in_pieces(name):
         assert found.shape == (2, 1, 23)
         torch.testing.assert_close(found, expected, **CLOSE)
         # generate's own pieces, on a cache that loses something: the same as this helper's
-        lossy = [make_cache(OPTIONS[name], model) for _ in range(2)]
+        pieces = OPTIONS[name] + (",evict=blocks" if name in ("snapkv", "pyramid") else "")
+        lossy = [make_cache(pieces, model) for _ in range(2)]
         prefill(model, ids[1:, :-1], lossy[0], chunk=8)
         model.generate(ids[1:], past_key_values=lossy[1], max_new_tokens=1, prefill_chunk_size=8)
         assert lossy[0].get_seq_length() == 29
         assert lossy[1].get_seq_length() == 30
+    if pieces != OPTIONS[name]:
+        with pytest.raises(ValueError, match=r"cuts what comes first and keeps the rest whole.*evict=\"blocks\""):
+            prefill(model, ids[1:], make_cache(OPTIONS[name], model), chunk=8)
 
 
 @pytest.mark.parametrize("name", CACHES)
@@ -294,6 +302,38 @@ def test_caches_of_other_models_are_refused(name):
         cache.load_state_dict(other.state_dict())
     with pytest.raises(ValueError, match="saved cache has method"):
         cache.load_state_dict({**cache.state_dict(), "method": "another"})
+    with pytest.raises(ValueError, match=r"saved cache has rope 'rope_theta=.*, this one has 'factor=4\.0"):
+        make_cache(OPTIONS[name], build("llama-yarn")).load_state_dict(cache.state_dict())
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_state_that_is_not_whole_is_refused(name):
+    model = build("llama-gqa")
+    _, cache = fed(OPTIONS[name], "llama-gqa", tokens(1, 12), [12])
+    fresh, state = make_cache(OPTIONS[name], model), cache.state_dict()
+    with pytest.raises(ValueError, match="must have a list of 2 layers"):
+        fresh.load_state_dict({k: v for k, v in state.items() if k != "layers"})
+    with pytest.raises(ValueError, match="must have a list of 2 layers"):
+        fresh.load_state_dict({**state, "layers": state["layers"][:1]})
+    broken = copy.deepcopy(state)
+    kept = broken["layers"][1]["tensors"]
+    some = next(iter(kept))
+    kept[some] = kept[some][:, :1]
+    with pytest.raises(ValueError, match=rf"{some} of layer 1 of the saved cache has shape .* not 1 rows of"):
+        fresh.load_state_dict(broken)
+    assert fresh.get_seq_length() == 0
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_model_of_fewer_layers_is_noticed(name):
+    deep = build("llama-gqa")
+    config = copy.deepcopy(deep.config)
+    config.num_hidden_layers, config.layer_types = 3, ["full_attention"] * 3
+    cache = make_cache(OPTIONS[name], config)
+    with serving(name, deep):
+        feed(deep, cache, tokens(1, 4), [4])
+        with pytest.raises(ValueError, match="the last pass reached 2 of its layers: the model is another one"):
+            feed(deep, cache, tokens(1, 1), [1])
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -5,7 +5,17 @@ import sys
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, MistralConfig, T5Config
+from transformers import (
+    BloomConfig,
+    DeepseekV3Config,
+    DynamicCache,
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    T5Config,
+)
 
 from dlopt.kvcache import FullCache, QuantCache, SinkCache, WindowCache, kv_bytes, make_cache, prefill
 from dlopt.kvcache.rows import Rows, pads_of, pick
@@ -26,6 +36,8 @@ CONFIG = LlamaConfig(**GQA)
         (lambda: QuantCache(GPT2Config(n_embd=36, n_head=4), code="int4"), "head size 9"),
         (lambda: FullCache(T5Config()), "t5 is an encoder-decoder"),
         (lambda: FullCache(MistralConfig(sliding_window=16)), "mistral has sliding_attention"),
+        (lambda: FullCache(DeepseekV3Config()), r"deepseek_v3 has latent attention \(MLA\)"),
+        (lambda: FullCache(BloomConfig()), "bloom has ALiBi biases"),
         (lambda: FullCache(3), "not for a int"),
         (lambda: FullCache(CONFIG, torch.ones(3)), r"shape \(batch, tokens\), not \(3,\)"),
         (lambda: FullCache(CONFIG, torch.tensor([[0, 1], [1, 0]])), "row 1 of attention_mask has zeros that are not"),
@@ -42,6 +54,17 @@ CONFIG = LlamaConfig(**GQA)
 def test_bad_input_gets_a_sentence(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize(("grouped", "heads"), [(False, 1), (True, 4)])
+def test_falcon_names_its_heads_in_its_own_way(grouped, heads):
+    config = FalconConfig(vocab_size=24, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2,
+                          new_decoder_architecture=grouped, multi_query=True, alibi=False)  # fmt: skip
+    cache = FullCache(config)
+    assert cache.shape.heads == heads
+    ids = tokens(1, 9)
+    model = FalconForCausalLM(config).eval()
+    assert torch.equal(feed(model, cache, ids, [6, 3]), feed(model, DynamicCache(config=config), ids, [6, 3]))
 
 
 def test_attentions_that_cannot_be_served_are_named():

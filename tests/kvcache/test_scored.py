@@ -8,7 +8,17 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, LlamaConfig
 
-from dlopt.kvcache import H2OCache, KnormCache, PyramidKVCache, SnapKVCache, TOVACache, kv_bytes, make_cache, prefill
+from dlopt.kvcache import (
+    H2OCache,
+    KnormCache,
+    PyramidKVCache,
+    SnapKVCache,
+    TOVACache,
+    kv_bytes,
+    make_cache,
+    prefill,
+    snapkv,
+)
 from dlopt.kvcache.pyramid import budgets
 from tests.kvcache.models import GQA, build, feed, tokens
 
@@ -230,10 +240,19 @@ def test_positions_go_on_counting_what_was_seen():
 
 def test_a_prompt_in_pieces_stays_near_the_budget():
     model, ids = build("llama-gqa"), tokens(1, 60)
-    for evict, most in [("blocks", 8), ("prompt", 8 + 50)]:
-        cache = SnapKVCache(model, 8, 3, 3, evict=evict)
-        prefill(model, ids, cache, chunk=10)
-        assert cache.layers[0].store.length == most
+    cache = SnapKVCache(model, 8, 3, 3, evict="blocks")
+    prefill(model, ids, cache, chunk=10)
+    assert cache.layers[0].store.length == 8
+
+
+def test_the_window_is_scored_in_pieces_where_it_is_large(monkeypatch):
+    model, ids = build("llama-gqa"), tokens(2, 40)
+    caches = [SnapKVCache(model, 16, 8, 3) for _ in range(2)]
+    feed(model, caches[0], ids, [40])
+    monkeypatch.setattr(snapkv, "LOGITS", 3 * 2 * 4 * 40)  # three queries at a time
+    feed(model, caches[1], ids, [40])
+    for ours, theirs in zip(caches[1].layers, caches[0].layers):
+        assert torch.equal(ours.store.keys, theirs.store.keys)
 
 
 def test_attentions_that_show_no_queries_are_refused():

@@ -165,7 +165,9 @@ def test_layouts_are_read_from_the_models_code(config, neighbours, turning):
 
 
 def test_models_that_cannot_move_their_keys():
-    with pytest.raises(ValueError, match=r'gpt2 has no rotary positions.*use positions="original"'):
+    with pytest.raises(
+        ValueError, match=r'configuration of gpt2 tells of no rotary positions.*use positions="original"'
+    ):
         SinkCache(GPT2Config(n_embd=32, n_head=4))
     SinkCache(GPT2Config(n_embd=32, n_head=4), sinks=0)  # no sinks, nothing to move
     dynamic = LlamaConfig(**GQA, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})

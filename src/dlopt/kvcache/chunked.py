@@ -31,11 +31,20 @@ def prefill(
         chunk: tokens a piece, at least 1; None reads all at once.
         attention_mask: (B, seen + T) of 0 and 1 where rows are padded at the left; give it to the cache, too.
         kwargs: for the model. Logits are made for the last token alone unless `logits_to_keep` says otherwise.
+
+    Raises:
+        ValueError: for a mask of another shape, and for pieces of a prompt beyond the budget of a cache that cuts only
+            what comes first (SnapKV and PyramidKV with evict="prompt").
     """
     size = input_ids.shape[1]
     whole("the number of tokens", size, 1)
     chunk = size if chunk is None else whole("chunk", chunk, 1)
     past = cache.get_seq_length()
+    if chunk < size and getattr(cache, "params", {}).get("evict") == "prompt" and _least(cache) < past + size:
+        raise ValueError(
+            f"the cache {cache.method!r} cuts what comes first and keeps the rest whole, so pieces of {chunk} tokens "
+            'would pile up; make it with evict="blocks", or read the prompt at once'
+        )
     if attention_mask is not None and attention_mask.shape != (input_ids.shape[0], past + size):
         raise ValueError(
             f"attention_mask must cover the {past} tokens of the cache and the {size} new ones, shape "
@@ -50,3 +59,8 @@ def prefill(
             kwargs.update(attention_mask=mask, position_ids=positions)
         output = model(input_ids[:, start:end], past_key_values=cache, **kwargs)
     return output
+
+
+def _least(cache: Any) -> int:
+    """The smallest budget of a layer."""
+    return min(layer.store.budget for layer in cache.layers)

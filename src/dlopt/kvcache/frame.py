@@ -13,7 +13,7 @@ from dlopt.kvcache.rows import pads_of
 from dlopt.kvcache.shape import check_attention, shape_of, text_config
 from dlopt.memory import Bytes, human, tensor_bytes
 
-FORMAT = 1  # of state_dict
+FORMAT = 2  # of state_dict
 
 
 class KVCache(Cache):
@@ -58,6 +58,12 @@ class KVCache(Cache):
             )
         if layer_idx == 0:
             check_attention(self.config)  # it can be changed on a living model
+            reached = sum(layer.get_seq_length() == self.layers[0].get_seq_length() for layer in self.layers)
+            if reached < self.shape.layers:
+                raise ValueError(
+                    f"this cache is for a model with {self.shape}, and the last pass reached {reached} of its layers: "
+                    "the model is another one, or the pass broke off; reset() begins anew"
+                )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
@@ -76,7 +82,9 @@ class KVCache(Cache):
         """Bytes that are kept, by kind, counted from the tensors' storages, and the largest transient so far.
 
         `transient` is the largest copy that one layer ever gave to attention beside what it kept (a prompt before
-        eviction, codes as floats): it lives for one layer at a time and is not part of `total`.
+        eviction, codes as floats): it lives for one layer at a time and is not part of `total`. What attention and
+        scoring compute on the way (logits, at most 16 MiB of float32 at a time where a cache recomputes them) is not
+        in it.
         """
         count: dict[str, int] = {}
         for layer in self.layers:
@@ -108,14 +116,32 @@ class KVCache(Cache):
             "method": self.method,
             "params": self.params,
             "shape": str(self.shape),
+            "rope": self._rope(),
             "layers": layers,
         }
 
+    def _rope(self) -> str:
+        """How the model turns its keys: those of another one would be read wrongly."""
+        found = getattr(self.config, "rope_parameters", None) or {}
+        return ", ".join(f"{name}={found[name]}" for name in sorted(found))
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved state; the cache must have been made with the same method, options and model shape."""
-        mine = {"format": FORMAT, "method": self.method, "params": self.params, "shape": str(self.shape)}
+        """Take a saved state; the cache must have been made with the same method, options, shape and rotations."""
+        mine = {"format": FORMAT, "method": self.method, "params": self.params, "shape": str(self.shape),
+                "rope": self._rope()}  # fmt: skip
         for name, value in mine.items():
             if state.get(name) != value:
                 raise ValueError(f"the saved cache has {name} {state.get(name)!r}, this one has {value!r}")
-        for layer, saved in zip(self.layers, state["layers"], strict=True):
+        layers = state.get("layers")
+        if not isinstance(layers, list) or len(layers) != len(self.layers):
+            raise ValueError(f"the saved cache must have a list of {len(self.layers)} layers")
+        for number, saved in enumerate(layers):
+            for name, tensor in saved["tensors"].items():
+                heads = self.shape.queries if name == "queries" else self.shape.heads
+                if tensor.shape[:2] != (saved["batch"], heads):
+                    raise ValueError(
+                        f"{name} of layer {number} of the saved cache has shape {tuple(tensor.shape)}, which is not "
+                        f"{saved['batch']} rows of {heads} heads"
+                    )
+        for layer, saved in zip(self.layers, layers):
             layer.load_state_dict(saved)

@@ -62,7 +62,6 @@ class Layer(CacheLayerMixin):
     def __init__(self, make_store: Callable[[], Any], pads: tuple[int, ...] | None = None):
         super().__init__()
         self.make_store, self.made_with = make_store, pads
-        self.record_past = False
         self.reset()
 
     def reset(self) -> None:
@@ -70,7 +69,7 @@ class Layer(CacheLayerMixin):
         self.store = self.make_store()
         self.seen = self.fresh = self.transient = self.batch = 0
         self.pads = self.made_with
-        self.is_initialized = False
+        self.is_initialized = self.record_past = False
 
     @property
     def rows(self) -> Rows:

@@ -76,7 +76,8 @@ def kv_bytes(
         tokens: columns in all, of which the last `generated` came one by one after the prompt (methods that compress
             the prompt alone ask for that). dtype: of the model's keys and values; default: the config's, else float32.
 
-    `nbytes()` of a cache that has seen so many tokens counts the same; the transient is not part of it.
+    `nbytes()` of a cache that has seen so many tokens, none of them padding, counts the same; the transient is not part
+    of it.
 
     Example:
         >>> from transformers import LlamaConfig

@@ -67,7 +67,10 @@ def rotation_of(model: Any) -> Rotation:
     kind = config.model_type
     parameters = getattr(config, "rope_parameters", None)
     if not parameters:
-        raise ValueError(f'{kind} has no rotary positions, so its keys cannot be moved; use positions="original"')
+        raise ValueError(
+            f"the configuration of {kind} tells of no rotary positions (rope_parameters), so its keys cannot be moved; "
+            'use positions="original"'
+        )
     rope_type = parameters.get("rope_type", "default")
     if rope_type in MOVING:
         raise ValueError(

@@ -51,15 +51,17 @@ def shape_of(model: Any) -> Shape:
     """The `Shape` of a causal language model whose layers all attend to everything before them.
 
     Raises:
-        ValueError: for encoder-decoders, for layers of another kind (sliding, linear, shared), for ALiBi, whose
-            biases are counted from columns that an evicting cache does not keep.
+        ValueError: for encoder-decoders, for layers of another kind (sliding, linear, shared, latent), for ALiBi,
+            whose biases are counted from columns that an evicting cache does not keep.
     """
     config = text_config(model)
     kind = getattr(config, "model_type", type(config).__name__)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{kind} is an encoder-decoder; these caches serve causal language models alone")
     if kind in ("bloom", "mpt") or getattr(config, "alibi", False):
-        raise ValueError(f"{kind} has ALiBi biases, which are laid over all columns: its cache must stay whole")
+        raise ValueError(f"{kind} has ALiBi biases, which are laid over all columns; these caches do not count those")
+    if getattr(config, "kv_lora_rank", None):
+        raise ValueError(f"{kind} has latent attention (MLA), whose cache holds no keys and values of heads")
     types = getattr(config, "layer_types", None)
     if types is None:
         sliding = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
@@ -70,6 +72,8 @@ def shape_of(model: Any) -> Shape:
         raise ValueError(f"{kind} has {found}; these caches serve models whose layers are all full_attention")
     queries = config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or queries
+    if kind == "falcon":  # names of its own; its newer form spreads grouped keys over all heads before they are kept
+        heads = 1 if config.multi_query and not config.new_decoder_architecture else queries
     dim = getattr(config, "head_dim", None) or config.hidden_size // queries
     return Shape(config.num_hidden_layers, heads, dim, queries)
 

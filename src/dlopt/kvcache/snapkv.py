@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool1d, max_pool1d, pad
 from dlopt.catalog import method
 from dlopt.kvcache.frame import KVCache
 from dlopt.kvcache.rows import Rows
-from dlopt.kvcache.scored import Scored, attention
+from dlopt.kvcache.scored import LOGITS, Scored, attention
 from dlopt.kvcache.shape import Shape, whole
 from dlopt.kvcache.watched import check_watched
 from dlopt.memory import Bytes
@@ -25,8 +25,14 @@ def window_score(window: int, kernel: int, pool: str) -> Callable[[Scored, Rows]
     """The scoring function of a window: mean attention of its queries to what is before it, pooled over neighbours."""
 
     def score(store: Scored, rows: Rows) -> Tensor:
-        first = max(0, store.queries.shape[2] - window)
-        before = attention(store, rows, first)[..., : store.length - window].mean((2, 3))
+        first, last = max(0, store.queries.shape[2] - window), store.queries.shape[2]
+        size = max(1, LOGITS // (store.queries.shape[0] * store.queries.shape[1] * store.length))
+        if size >= last - first:
+            before = attention(store, rows, first).mean((2, 3))
+        else:  # piece by piece, so that no temporary grows with the length
+            pieces = (attention(store, rows, i, min(last, i + size)) for i in range(first, last, size))
+            before = sum(piece.mean(2).sum(2) for piece in pieces) / (last - first)
+        before = before[..., : store.length - window]
         # pads have attention 0, like what lies beyond the first token
         pooled = POOLS[pool](before, kernel, stride=1, padding=kernel // 2)
         return pad(pooled, (0, window))
@@ -73,7 +79,8 @@ def SnapKVCache(
         s   = pooled over `kernel` neighbours (stride 1), so that a kept token keeps its surroundings
         keep the window, and of the tokens before it the budget - w with the largest s_j
 
-    once, after the first pass; what is generated later is kept whole. Tokens keep the positions that they had.
+    once, after the first pass; what comes later is kept whole: generated tokens, but also later pieces of a prompt and
+    later turns of a chat, for which there is `evict="blocks"`. Tokens keep the positions that they had.
 
     Args:
         config: a transformers model or its config.
