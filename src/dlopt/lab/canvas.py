@@ -95,13 +95,16 @@ def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 def axis(axes: Axes, which: str, column: str, log: bool = False, title: str = "") -> None:
     """Name and scale of one axis ("x" or "y") by the column it shows: percent, bytes, or plain numbers."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     side = axes.xaxis if which == "x" else axes.yaxis
     side.set_label_text(title or palette.label(column))
     if log:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
         if palette.is_bytes(column):
+            # powers of two, of which a decade has three; the ticks between would be written as plain powers of ten
+            side.set_major_locator(LogLocator(base=2, numticks=7))
+            side.set_minor_locator(NullLocator())
             side.set_major_formatter(FuncFormatter(lambda v, _: human(v)))
         return
     side.set_major_locator(MaxNLocator(nbins=5 if which == "x" else 6, steps=[1, 2, 2.5, 5, 10]))

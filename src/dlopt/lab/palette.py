@@ -44,7 +44,8 @@ _KNOWN = {
     "lisa": 0, "badam": 1,
     "mezo": 1, "mezo-svrg": 2, "lozo": 3, "lozo-m": 6, "deepzero": 4,
     "galore": 0, "golore": 1, "flora_compress": 2, "flora_tucker": 3, "relora": 4, "sltrain": 5,
-    "sinks": 0, "kivi": 1, "quant": 2, "h2o": 3, "snapkv": 4, "pyramid": 5, "tova": 6, "knorm": 7,
+    "sinks": 0, "kivi": 1, "quant": 2, "h2o": 3, "snapkv": 4, "pyramid": 5, "tova": 6, "knorm": 7, "window": 8,
+    "kivi_2": 1, "int8": 2, "fp8": 9,
     "importance": 0, "fixed_order": 1, "shuffle_once": 2, "random_reshuffling": 3, "class_blocks": 4,
     "class_balanced": 5, "grab": 6, "weighted": 7, "saga": 8, "svrg": 9,
     "dgd": 0, "extra": 1, "gradient_tracking": 2, "exact_diffusion": 3, "ef14": 4, "ef21": 5, "local_sgd": 6,
@@ -53,6 +54,8 @@ _KNOWN = {
     "speculative_sampling": 0, "cascade": 1, "llma": 2, "draft_and_verify": 3, "rest": 4, "prompt_lookup": 5,
     "suffix_decoding": 6, "token_recycling": 7, "best_of_drafts": 8,
 }  # fmt: skip
+# another setting of a method that is drawn beside it: the same colour, another marker, dashed
+_VARIANTS = {"kivi_4": 1, "kivi_2:packed": 1, "int4": 2, "sinks:original": 0}
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 LABELS = {
@@ -123,6 +126,9 @@ def look(name: str) -> Look:
     plain = name.lower().replace("-", "_")
     if plain in _BASELINES:
         return Look(*_BASELINES[plain], "-")
+    if plain in _VARIANTS:
+        number = _VARIANTS[plain]
+        return Look(COLOURS[number], MARKERS[(number + 5) % len(MARKERS)], _DASHES[1])
     if plain in _KNOWN:
         return Look(COLOURS[_KNOWN[plain]], MARKERS[_KNOWN[plain]], "-")
     # not hash(): it differs from process to process

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dlopt.experiments._present import curves_or_blank, partial_note, stages_table
-from dlopt.experiments.kvcache._common import NAMES, series
+from dlopt.experiments._series import line
+from dlopt.experiments.kvcache._common import NAMES, budget_of, series
 from dlopt.experiments.kvcache._shown import Answer, answers, done, figure_of, find, judged, lost, table, title
 from dlopt.experiments.kvcache.books import BANDS, BUDGET, LENGTH, SHORTER
 from dlopt.lab.record import Record
@@ -14,6 +16,7 @@ from dlopt.lab.study import Results
 
 STAGES = {"stream": "第一本", "quantized": "量化", "ablation": "消融", "again": "第二本"}
 BOOKS = ("Moby Dick", "Ulysses")
+PER_TOKEN = "每词元 CPU 时间（秒）"
 DRAWN = ("full", "window", "sinks", "sinks:original", "h2o", "tova", "knorm", "snapkv")
 
 
@@ -39,15 +42,33 @@ def present(results: Results) -> Presentation:
     }
     more = short | {"全段 NLL": "nll", "字节": "stored_bytes"}
     styles |= {"全段 NLL": "fixed:3"}
-    shown.tables["ablation"] = table(ablation, first, more, styles)
-    shown.tables["quantized"] = table(quantized, {"缓存": first["缓存"]}, more, styles)
+    first_book = [_beginning(r) for r in streams if r.config["passage"] == 0]
+    base = [r for r in first_book if series(r) == "sinks" and budget_of(r.config) == BUDGET]
+    whole = [r for r in first_book if series(r) == "full"]
+    shown.tables["ablation"] = table([*base, *ablation], first, more, styles)
+    shown.tables["quantized"] = table([*whole, *quantized], {"缓存": first["缓存"]}, more, styles)
     shown.tables["runs"] = stages_table(results, STAGES, series)
     mine = [r for r in streams if r.config["passage"] == 0 and series(r) in DRAWN]
     shown.figures["curves"] = curves_or_blank(mine, "tokens", ("nll",), by=series, names=NAMES, height=3.4)
-    shown.figures["costs"] = curves_or_blank(mine, "tokens", ("stored_bytes", "cpu_seconds"), by=series, names=NAMES,
-                                             height=2.9)  # fmt: skip
+    shown.figures["costs"] = curves_or_blank([_by_token(r) for r in mine], "tokens", ("stored_bytes", PER_TOKEN),
+                                             by=lambda r: r.method, names=NAMES, height=2.9)  # fmt: skip
     shown.values |= answers([_flat(streams), _positions(streams), _beyond(streams)])
     return shown
+
+
+def _beginning(record: Record) -> Record:
+    """A longer run of which only the first tokens are comparable: without the figures of all of it."""
+    return replace(record, summary={**record.summary, "nll": None})
+
+
+def _by_token(record: Record) -> Record:
+    """Seconds of a token in each segment, which are of different lengths; without the last, shorter one."""
+    ends = record.curve["tokens"]
+    sizes = [end - start for start, end in zip([0, *ends], ends)]
+    count = len(sizes) if sizes[-1] == sizes[0] else len(sizes) - 1
+    spent = [seconds / size for seconds, size in zip(record.curve["cpu_seconds"], sizes)]
+    columns = {"tokens": ends, "stored_bytes": record.curve["stored_bytes"], PER_TOKEN: spent}
+    return line(series(record), {name: values[:count] for name, values in columns.items()})
 
 
 def _flat(records: Sequence[Record]) -> Answer:

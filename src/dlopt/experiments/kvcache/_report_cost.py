@@ -43,8 +43,8 @@ def present(results: Results) -> Presentation:
     shown = Presentation(notes=partial_note(results) + lost(results))
     shown.values |= {"budget": BUDGET, "batched": BATCHED}
     columns = {"预填充（秒）": "prefill_seconds", "每步（秒）": "decode_seconds", "缓存": "stored_bytes",
-               "临时": "transient_bytes", "常驻增量": "held_bytes", "峰值增量": "peak_bytes"}  # fmt: skip
-    styles = dict.fromkeys(("缓存", "临时", "常驻增量", "峰值增量"), "bytes") | {
+               "临时": "transient_bytes", "峰值增量": "peak_bytes"}  # fmt: skip
+    styles = dict.fromkeys(("缓存", "临时", "峰值增量"), "bytes") | {
         "预填充（秒）": "fixed:2", "每步（秒）": "fixed:3"}  # fmt: skip
     first = {
         "方法": lambda r: written(name_of(r)),

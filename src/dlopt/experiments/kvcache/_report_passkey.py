@@ -42,7 +42,7 @@ def present(results: Results) -> Presentation:
         for r in after
         for d, share in zip(DEPTHS, r.summary["digits_by_depth"])
     }
-    shown.figures["heat"] = cells(values, rows, columns, "正确的数字（%）")
+    shown.figures["heat"] = cells(values, rows, columns, "正确数字的份额（格中为百分数）")
     columns_ = {"全对": "retrieved_share", "数字": "digits_share", "密钥 NLL": "key_nll", "字节": "stored_bytes"}
     styles = {"全对": "percent:0", "数字": "percent:0", "密钥 NLL": "fixed:1", "字节": "bytes"}
     first = {"长度": lambda r: r.config["length"], "缓存": lambda r: title(series(r))}
