@@ -2,10 +2,11 @@ import os
 
 import pytest
 
-from tests.mutants import Mutant, all_mutants, survives
+from tests.mutants import PATIENCE, Mutant, all_mutants, survives
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(PATIENCE + 100)
 @pytest.mark.parametrize("mutant", all_mutants(), ids=lambda m: m.name)
 def test_a_mutant_is_caught(mutant):
     told = survives(mutant)

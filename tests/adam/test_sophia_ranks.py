@@ -16,16 +16,24 @@ RANKS = 2
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 
 
-def on_ranks(work, folder, *args):
-    """[what `work(rank, *args)` returns on each rank], from processes that share nothing but a file."""
-    mp.spawn(_rank, args=(work, str(folder), args), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory):
+    """{(work, class): [what `work(rank, class)` returns on each rank]}, from processes that share nothing but a file.
+
+    All of it in one pair of processes: their start takes nearly all of the time.
+    """
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_rank, args=(str(folder),), nprocs=RANKS)
+    found = [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return {key: [of_rank[key] for of_rank in found] for key in found[0]}
 
 
-def _rank(rank, work, folder, args):
+def _rank(rank, folder):
     torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # no name of a host has to be looked up
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
-    torch.save(work(rank, *args), os.path.join(folder, f"{rank}.pt"))
+    found = {(work.__name__, cls.__name__): work(rank, cls) for work in (_rounds, _trained) for cls in BOTH}
+    torch.save(found, os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
@@ -45,8 +53,8 @@ def _rounds(rank, cls):
 
 
 @pytest.mark.parametrize("cls", BOTH)
-def test_ranks_have_the_curvature_of_all_rows(cls, tmp_path):
-    found = on_ranks(_rounds, tmp_path, cls)
+def test_ranks_have_the_curvature_of_all_rows(cls, on_ranks):
+    found = on_ranks["_rounds", cls.__name__]
     assert torch.equal(found[0][0], found[1][0])
     assert [kept for _, kept, _ in found] == [[True, False]] * 2
     assert [n for *_, n in found] == [0, 0]
@@ -98,7 +106,7 @@ def _trained(rank, cls):
 
 
 @pytest.mark.parametrize("cls", BOTH)
-def test_replicas_stay_equal(cls, tmp_path):
-    (first, share), (second, _) = on_ranks(_trained, tmp_path, cls)
+def test_replicas_stay_equal(cls, on_ranks):
+    (first, share), (second, _) = on_ranks["_trained", cls.__name__]
     assert torch.equal(first, second)
     assert 0 < share < 1  # the curvature had a say, or the test would prove nothing

@@ -38,6 +38,7 @@ class Running:
     """A server in a thread of its own. stop() must end it without an error."""
 
     def __init__(self, app):
+        self.app = app
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"

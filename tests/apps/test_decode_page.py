@@ -174,6 +174,7 @@ def test_without_a_model_nothing_can_be_asked(browser, monkeypatch):
     monkeypatch.setattr(pretrained, "state", lambda name: "missing")
     empty = Running(server.create(None, missing="还没有写诗的模型", decoder=Decoder()))
     context = browser.new_context()
+    context.set_default_timeout(60_000)
     try:
         page = context.new_page()
         page.goto(empty.url + "/decode")

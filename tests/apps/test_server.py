@@ -166,10 +166,11 @@ def test_the_line_has_an_end(assistant):
     try:
         assistant.gate.clear()
         with httpx.Client(base_url=small.url, timeout=60, trust_env=False) as client, ThreadPoolExecutor(3) as pool:
+            earlier = assistant.stopped
             first = pool.submit(client.post, "/api/poem/write", json=WISH)
-            time.sleep(0.5)  # the worker takes the first before the others stand in line
+            wait_for(lambda: assistant.stopped is not earlier)  # the first is at work
             others = [pool.submit(client.post, "/api/poem/write", json=WISH) for _ in range(2)]
-            time.sleep(0.5)
+            wait_for(lambda: small.app.state.worker.ahead == 2)
             refused = client.post("/api/poem/write", json=WISH)
             assert refused.status_code == 503
             assert refused.headers["retry-after"]

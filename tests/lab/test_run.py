@@ -140,7 +140,11 @@ def test_two_drivers_on_one_folder_share_the_runs(tmp_path):
         Study(slow, "smoke", changes=changes).conduct(settings, tell=lambda plan, outcome: made.append(outcome))
         counts.put(len(made))
 
+    both = fork.Barrier(2)
+
     def numbered(run, log):
+        if not (settings.folder / f"{os.getpid()}.count").exists():
+            both.wait(60)  # each driver has a run in hand before one goes on, whatever else the machine does
         with (settings.folder / f"{os.getpid()}.count").open("a") as file:
             file.write("x")
         return experiment.run(run, log)

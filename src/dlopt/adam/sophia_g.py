@@ -52,7 +52,9 @@ class SophiaG(torch.optim.Optimizer):
         compile: fuse the step by `torch.compile`: faster still, after half a minute and given a C++ compiler.
         process_group: the ranks over which `update_curvature` sums where `torch.distributed` is in use; default: all,
             as for `DistributedDataParallel`. So replicas keep one H. Give it the logits of the pass that is trained
-            on: each rank draws labels of its own, and every rank has to call `update_curvature`.
+            on: each rank draws labels of its own, and every rank has to call `update_curvature`. It is neither saved
+            nor copied: give it again to what is loaded, and set it on a copy. Save between rounds, not within one: the
+            sums of a round that has begun are each rank's own.
 
     Without a round of curvature H is 0, and the step is lr sign(M). State is in float32 for low-precision weights.
 

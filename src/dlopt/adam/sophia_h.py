@@ -34,7 +34,8 @@ class SophiaH(torch.optim.Optimizer):
 
     Args:
         params, lr, betas, weight_decay, interval, foreach, compile: as in `SophiaG`.
-        process_group: as in `SophiaG`; all ranks use the same probe.
+        process_group: the ranks over which `update_curvature` sums, as in `SophiaG`. Give it the loss of this rank's
+            rows, with `count` their number; all ranks use the same probe.
         rho: the paper's gamma, above 0.
         seed: of the probes, which no global generator touches.
         probe: "normal", as in the paper, or "rademacher" (random signs): unbiased too, and of least variance.

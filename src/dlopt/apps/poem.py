@@ -104,9 +104,9 @@ def router(assistant: Assistant | None, missing: str, worker: Worker) -> APIRout
         found = ready()
         asked = found.understand(body.wish())
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
-        ahead = worker.ahead
+        # before the job is in line: nothing may stand between that and its reader
+        head = {"type": "start", "seed": seed, "count": body.count, "ahead": worker.ahead, **_form(asked)}
         job = worker.submit(lambda job: _write(job, found, asked, body, seed))
-        head = {"type": "start", "seed": seed, "count": body.count, "ahead": ahead, **_form(asked)}
         return Pieces(head, job, _line, Cancelled, "写诗", "application/x-ndjson")
 
     @routes.post("/alternatives")

@@ -62,6 +62,7 @@ def create(
         worker.close()
 
     app = FastAPI(title="dlopt", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.state.worker = worker
     app.include_router(poem.router(assistant, missing, worker))
     app.include_router(decode.router(decoder or Decoder(), worker))
     app.include_router(glyphs.router)
