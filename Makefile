@@ -42,11 +42,13 @@ bench: $(VENV)-peers/.ready
 		OMP_NUM_THREADS=2 $(VENV)-peers/bin/python $$file || failed=1; \
 	done; exit $$failed
 
-# peers pin old versions of their own needs, so they get an environment apart
+# peers need much that nothing else needs, so they get an environment apart; mezo asks for an older transformers than
+# the rest of them, and comes without its needs
 $(VENV)-peers/.ready: pyproject.toml constraints.txt
 	test -x $(VENV)-peers/bin/python || $(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(VENV)-peers/bin/python -m pip install -q --disable-pip-version-check -e '.[lab,peers]'
+	$(VENV)-peers/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[lab,llm,peers]'
+	$(VENV)-peers/bin/python -m pip install -q --disable-pip-version-check --no-deps mezo
 	touch $@
 
 docs: setup

@@ -58,16 +58,19 @@ class KVCache(Cache):
             )
         if layer_idx == 0:
             check_attention(self.config)  # it can be changed on a living model
-            reached = sum(layer.get_seq_length() == self.layers[0].get_seq_length() for layer in self.layers)
-            if reached < self.shape.layers:
-                raise ValueError(
-                    f"this cache is for a model with {self.shape}, and the last pass reached {reached} of its layers: "
-                    "the model is another one, or the pass broke off; reset() begins anew"
-                )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """(columns of the mask, position of the first): those of the longest layer, since all layers get one mask."""
+        """(columns of the mask, position of the first): those of the longest layer, since all layers get one mask.
+
+        A model asks for it before every pass, so here it shows if the last one did not reach all layers.
+        """
+        reached = sum(layer.get_seq_length() == self.layers[0].get_seq_length() for layer in self.layers)
+        if reached < self.shape.layers:
+            raise ValueError(
+                f"this cache is for a model with {self.shape}, and the last pass reached {reached} of its layers: the "
+                "model is another one, or the pass broke off; reset() begins anew"
+            )
         return max(layer.get_mask_sizes(query_length) for layer in self.layers)
 
     def reset(self, attention_mask: Tensor | None = None) -> None:
