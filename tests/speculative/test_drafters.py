@@ -246,6 +246,8 @@ def test_processors_apply_to_a_drafting_model_as_to_the_target():
     [
         (lambda: PromptLookup(0), "max_ngram must be at least 1, got 0"),
         (lambda: PromptLookup(length=0), "length must be at least 1, got 0"),
+        (lambda: PromptLookup(length=2.5), r"length must be a whole number, got 2\.5"),
+        (lambda: ModelDrafter(model(), True), "length must be a whole number, got True"),
         (lambda: PromptLookup(2, min_ngram=3), "min_ngram must be from 1 to max_ngram = 2, got 3"),
         (lambda: ReferenceDrafter([]), "documents of token ids, at least one"),
         (lambda: ReferenceDrafter([[1], []]), "none of them empty"),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dlopt.catalog import method
-from dlopt.speculative.draft import Draft
+from dlopt.speculative.draft import Draft, whole
 from dlopt.speculative.sampling import Sampling
 
 
@@ -43,8 +43,7 @@ class Bigram:
             raise ValueError(
                 f"table must hold token ids from 0 to {len(found) - 1}, or -1, got {found.min()} to {found.max()}"
             )
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        whole("length", length)
         self.table, self.length = found.astype(np.int32), length
 
     @classmethod
@@ -53,8 +52,7 @@ class Bigram:
 
         Pairs do not reach from one document into the next. vocabulary: at least 1; ids are below it.
         """
-        if vocabulary < 1:
-            raise ValueError(f"vocabulary must be at least 1, got {vocabulary}")
+        whole("vocabulary", vocabulary)
         parts = []
         for number, document in enumerate(documents):
             ids = np.asarray(document, dtype=np.int64)

@@ -7,12 +7,21 @@ whatever the method remembers. So rows of a batch, requests and threads share a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from dlopt.speculative.sampling import Sampling
+
+
+def whole(name: str, value: Any) -> None:
+    """ValueError, with the name, unless the value is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class Draft(NamedTuple):

@@ -12,7 +12,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from dlopt.catalog import method
-from dlopt.speculative.draft import Draft
+from dlopt.speculative.draft import Draft, whole
 from dlopt.speculative.sampling import DRAFT, Sampling
 from dlopt.speculative.sublayers import checked, skipping
 
@@ -66,8 +66,7 @@ class LayerSkipDrafter:
         threshold: float | None = None,
         adaptive: bool = True,
     ) -> None:
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        whole("length", length)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be from 0 (never exit) to 1, got {threshold}")
         self.attention, self.mlp = checked(model, attention, mlp)

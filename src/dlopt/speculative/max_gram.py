@@ -7,7 +7,7 @@ from typing import Any
 
 from dlopt.catalog import method
 from dlopt.speculative.bigram import Bigram, chain
-from dlopt.speculative.draft import Draft
+from dlopt.speculative.draft import Draft, whole
 from dlopt.speculative.ngrams import NgramIndex
 from dlopt.speculative.sampling import Sampling
 
@@ -34,8 +34,7 @@ class MaxGram:
         self, bigram: Bigram | None = None, length: int = 10, longest: int = 8, *, latest: bool = True
     ) -> None:
         for name, value in (("length", length), ("longest", longest)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            whole(name, value)
         self.bigram, self.length, self.longest, self.latest = bigram, length, longest, latest
 
     def check(self, model: Any, tokenizer: Any) -> None:

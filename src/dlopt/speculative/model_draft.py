@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dlopt.catalog import method
-from dlopt.speculative.draft import Draft
+from dlopt.speculative.draft import Draft, whole
 from dlopt.speculative.reader import BEHIND, logits_kept
 from dlopt.speculative.sampling import DRAFT, Sampling
 
@@ -42,8 +42,7 @@ class ModelDrafter:
     """
 
     def __init__(self, model: Any, length: int = 5, *, coupling: str = "residual", tokenizer: Any = None) -> None:
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        whole("length", length)
         if coupling not in COUPLINGS:
             raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}, got {coupling!r}")
         self.model, self.length, self.coupling, self.tokenizer = model, length, coupling, tokenizer

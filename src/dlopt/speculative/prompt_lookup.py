@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlopt.catalog import method
-from dlopt.speculative.draft import Draft
+from dlopt.speculative.draft import Draft, whole
 from dlopt.speculative.ngrams import NgramIndex
 from dlopt.speculative.sampling import Sampling
 
@@ -33,10 +33,8 @@ class PromptLookup:
     """
 
     def __init__(self, max_ngram: int = 3, length: int = 10, min_ngram: int = 1, *, latest: bool = True) -> None:
-        if max_ngram < 1:
-            raise ValueError(f"max_ngram must be at least 1, got {max_ngram}")
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        whole("max_ngram", max_ngram)
+        whole("length", length)
         if not 1 <= min_ngram <= max_ngram:
             raise ValueError(f"min_ngram must be from 1 to max_ngram = {max_ngram}, got {min_ngram}")
         self.max_ngram, self.length, self.min_ngram, self.latest = max_ngram, length, min_ngram, latest

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dlopt.catalog import method
-from dlopt.speculative.draft import Draft
+from dlopt.speculative.draft import Draft, whole
 from dlopt.speculative.sampling import Sampling
 
 Path = tuple[int, ...]
@@ -50,8 +50,7 @@ class TokenRecycling:
         matrix: dict[int, list[int]] | None = None,
     ) -> None:
         for name, value in (("k", k), ("nodes", nodes), ("depth", depth)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            whole(name, value)
         paths = likeliest(k, nodes, depth) if template is None else [tuple(path) for path in template]
         known: dict[Path, int] = {(): -1}
         for path in paths:

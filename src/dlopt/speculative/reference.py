@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dlopt.catalog import method
-from dlopt.speculative.draft import Draft
+from dlopt.speculative.draft import Draft, whole
 from dlopt.speculative.ngrams import NgramIndex
 from dlopt.speculative.sampling import Sampling
 
@@ -40,10 +40,8 @@ class ReferenceDrafter:
         *,
         latest: bool = False,
     ) -> None:
-        if min_ngram < 1:
-            raise ValueError(f"min_ngram must be at least 1, got {min_ngram}")
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        whole("min_ngram", min_ngram)
+        whole("length", length)
         if max_ngram < min_ngram:
             raise ValueError(f"max_ngram must be at least min_ngram = {min_ngram}, got {max_ngram}")
         self.min_ngram, self.length, self.max_ngram, self.latest = min_ngram, length, max_ngram, latest

@@ -9,7 +9,7 @@ import numpy as np
 
 from dlopt.catalog import method
 from dlopt.speculative.datastore import Datastore, identity
-from dlopt.speculative.draft import Draft
+from dlopt.speculative.draft import Draft, whole
 from dlopt.speculative.sampling import Sampling
 
 
@@ -50,8 +50,7 @@ class DatastoreDrafter:
         if not 1 <= shortest <= longest:
             raise ValueError(f"shortest and longest need 1 <= shortest <= longest, got {shortest} and {longest}")
         for name, value in (("hits", hits), ("length", length), ("nodes", nodes)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            whole(name, value)
         self.datastore = datastore if isinstance(datastore, Datastore) else Datastore.load(datastore)
         self.longest, self.shortest, self.hits, self.length, self.nodes = longest, shortest, hits, length, nodes
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from dlopt.catalog import method
 from dlopt.speculative.automaton import BORDER, SuffixAutomaton
-from dlopt.speculative.draft import Draft
+from dlopt.speculative.draft import Draft, whole
 from dlopt.speculative.ngrams import LONGEST_MATCH
 from dlopt.speculative.sampling import Sampling
 
@@ -24,8 +24,7 @@ class SuffixHistory:
     """
 
     def __init__(self, most: int = 100_000) -> None:
-        if most < 1:
-            raise ValueError(f"most must be at least 1, got {most}")
+        whole("most", most)
         self.most = most
         self.texts: deque[list[int]] = deque()
         self.tokens = 0
@@ -85,8 +84,7 @@ class SuffixDrafter:
         *,
         tree: bool = True,
     ) -> None:
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
+        whole("depth", depth)
         if not 0 < max_spec_factor < math.inf:
             raise ValueError(f"max_spec_factor must be above 0, got {max_spec_factor}")
         if not 0 < min_token_prob <= 1:
