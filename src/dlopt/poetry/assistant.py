@@ -132,7 +132,8 @@ class Assistant:
                 number = sum(item < 0 for item in layout[: at[0]])
                 line, place = divmod(number, form.length)
                 for n, token in enumerate(tokens.tolist()):
-                    char = self._display(asked.typed(number, self.vocabulary.tokens[token]), asked.script)
+                    own = self.vocabulary.tokens[token]
+                    char = asked.typed(number, own, self._display(own, asked.script))
                     stream(Stroke(n, line, place, char, self._mark(token)))
             at[0] += 1
 
@@ -171,11 +172,15 @@ class Assistant:
             share = constraint(logits, tokens).softmax(-1)[0]
         except ValueError as error:
             raise refusal(error, asked) from error
-        found = share.topk(min(top, int((share > 0).sum())))
-        return [
-            Alternative(self._display(char := self.vocabulary.tokens[token], asked.script), p, self._mark(token), char)
-            for p, token in zip(found.values.tolist(), found.indices.tolist())
-        ]
+        found: dict[str, Alternative] = {}
+        for token in share.argsort(descending=True)[: int((share > 0).sum())].tolist():
+            char = self.vocabulary.tokens[token]
+            shown = self._display(char, asked.script)
+            # of those that look alike the likeliest
+            found.setdefault(shown, Alternative(shown, float(share[token]), self._mark(token), char))
+            if len(found) == top:
+                break
+        return list(found.values())
 
     def judge(self, wish: Wish | Asked, source: Sequence[str]) -> Poem:
         """A poem whose characters were changed by hand: its faults, without the probabilities of a written one."""

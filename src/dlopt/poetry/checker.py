@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dlopt.poetry.patterns import Arrangement, Form, arrangements, check_mode, find_form
@@ -48,7 +48,12 @@ class Report:
 
 
 def check(
-    poem: str | Iterable[str], form: str | Form | None = None, *, mode: str = "lenient", script: str | None = None
+    poem: str | Iterable[str],
+    form: str | Form | None = None,
+    *,
+    mode: str = "lenient",
+    script: str | None = None,
+    shown: Callable[[str], str] = str,
 ) -> Report:
     """Check a poem against the rules of its form.
 
@@ -62,6 +67,7 @@ def check(
         form: one of `patterns.FORMS`; None reads it off the number and the length of lines.
         mode: "lenient" (一三五不论, but no 孤平 and no 三平尾) or "strict" (see `dlopt.poetry.patterns`).
         script: "traditional" or "simplified"; None finds out.
+        shown: the character that a reader sees for one of the poem's, if another: two that look alike are 重韵.
 
     ValueError, with a sentence, if the text is empty or too long, holds anything but Chinese characters and
     punctuation, or has no form.
@@ -84,7 +90,7 @@ def check(
     if kinds[0] in "AB":
         found += [rhyme.first_fault] if rhyme.first_fault else []
         notes = [*notes, *([rhyme.first_note] if rhyme.first_note else [])]
-    found += _repeated(readings, kinds)
+    found += _repeated(readings, kinds, shown)
     pattern = next((a for a in arrangements(wanted.name) if a.kinds == kinds), Arrangement("", kinds))
     return Report(
         wanted.name,
@@ -121,12 +127,12 @@ def _unknown(readings: tuple[Reading, ...]) -> list[Fault]:
     ]
 
 
-def _repeated(readings: tuple[Reading, ...], kinds: str) -> list[Fault]:
+def _repeated(readings: tuple[Reading, ...], kinds: str, shown: Callable[[str], str]) -> list[Fault]:
     seen: dict[str, int] = {}
     faults = []
     for i, reading in enumerate(readings, 1):
         if i % 2 == 0 or (i == 1 and kinds[0] in "AB"):
-            char = reading.text[-1]
+            char = shown(reading.text[-1])
             if char in seen:
                 faults.append(Fault("重韵", i, len(reading.text), char, f"第{i}句与第{seen[char]}句同押「{char}」字"))
             seen.setdefault(char, i)

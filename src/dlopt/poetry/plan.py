@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dlopt.poetry.patterns import Arrangement, Couplet, arrangements, couplets, find_form
 from dlopt.poetry.request import FREE, Request
-from dlopt.poetry.rhymebook import find_group
+from dlopt.poetry.rhymebook import find_group, near
 from dlopt.poetry.tables import Tables
 from dlopt.poetry.vocabulary import Vocabulary
 
@@ -28,7 +28,8 @@ class Branch:
 
 @dataclass(frozen=True)
 class State:
-    """After `place` characters. used: tokens that may not come again. left: unused characters per group."""
+    """After `place` characters. used: tokens that may not come again, with all that look alike. left: unused
+    characters per group, those that look alike counted once."""
 
     place: int
     used: frozenset[int]
@@ -51,8 +52,8 @@ class Plan:
         fixed = [t for t in self.given if t >= 0]
         held = fixed if request.forbid_repeats else [t for k, t in enumerate(self.given) if t >= 0 and self._ends(k)]
         left = list(tables.sizes)
-        for token in set(held):
-            for g in tables.groups[token]:
+        for token in {min(tables.alike[t]) for t in held}:
+            for g in tables.spent[token]:
                 left[g] -= 1
         fitting = [n for n, shapes in enumerate(self.shapes) if all(shapes)]
         if not fitting:
@@ -69,7 +70,8 @@ class Plan:
             )
         fewest = min(fitted[n][0] for n in branches)
         branches = {n: b for n, b in branches.items() if fitted[n][0] == fewest}
-        self.initial = State(0, frozenset(held), tuple(left), branches)
+        used = frozenset(token for t in held for token in tables.alike[t])
+        self.initial = State(0, used, tuple(left), branches)
 
     def allowed(self, state: State) -> Tensor:
         """bool (V,): the characters that may come next. At least one, always."""
@@ -94,8 +96,8 @@ class Plan:
             mask |= tables.of(tone) if held is None else tables.of(tone) & ~tables.common(held)
         if request.forbid_repeats:
             mask.index_fill_(0, used, False)
-            before, last = state.last
-            if request.reduplication and free and j and before != last:
+            last = state.last[1]
+            if free and self._doubles(state, last, j):
                 mask[last] = any(_half(shape, line)[j] in ("中", *tables.tones[last]) for shape in shapes)
         return mask
 
@@ -105,20 +107,25 @@ class Plan:
         line, j = divmod(k, self.form.length)
         if token not in tables.tones or self.given[k] not in (-1, token):
             raise ValueError(f"token {token} is not allowed in place {j + 1} of line {line + 1}")
+        chosen, again = self.given[k] < 0, token in state.used
+        if chosen and again and self.request.forbid_repeats and not self._doubles(state, token, j):
+            raise ValueError(f"token {token} breaks the rules in place {j + 1} of line {line + 1}: it stood before")
         rhymes = any(k in self.rhyming[n] and set(tables.groups[token]) & b.groups for n, b in state.branches.items())
         left, used = list(state.left), state.used
-        if self.given[k] < 0 and token not in used and (self.request.forbid_repeats or rhymes):
-            used |= {token}
-            for g in tables.groups[token]:
+        if chosen and not again and (self.request.forbid_repeats or rhymes):
+            used |= tables.alike[token]
+            for g in tables.spent[token]:
                 left[g] -= 1
         branches = {}
         for n, branch in state.branches.items():
             shapes = tuple(shape for shape in branch.shapes if self._in(token, _half(shape, line)[j], k))
             groups = branch.groups
             if k in self.rhyming[n]:
-                groups &= frozenset(tables.groups[token])
+                if chosen and again:
+                    continue
+                groups &= self._fit(token, k)
             needed = self._needed(n, k + 1)
-            short = [g for g in tables.groups[token] if left[g] < needed]  # only these have become smaller
+            short = [g for g in tables.spent[token] if left[g] < needed]  # only these have become smaller
             groups = groups.difference(short) if short else groups
             if shapes and groups:
                 if line % 2 and j == self.form.length - 1 and line + 1 < self.form.lines:
@@ -128,6 +135,24 @@ class Plan:
             raise ValueError(f"token {token} breaks the rules in place {j + 1} of line {line + 1}")
         last = (state.last[1] if j else -1, token)
         return State(k + 1, used, tuple(left), branches, last)
+
+    def _doubles(self, state: State, token: int, j: int) -> bool:
+        """Whether a token in place j of a line would be the second half of a reduplication that is allowed."""
+        before, last = state.last
+        return self.request.reduplication and j > 0 and token == last and before != last
+
+    def _fit(self, token: int, k: int) -> frozenset[int]:
+        """Groups of the poem in which a character may rhyme at place k.
+
+        Its own; a given character at the end of the first line also in a near group, where that one is asked for.
+        """
+        own = frozenset(self.tables.groups[token])
+        if self.given[k] < 0 or k >= self.form.length or self.request.rhyme is None:
+            return own
+        names = self.tables.names
+        wanted = find_group(self.request.rhyme)
+        close = {names.index(wanted)} if near(wanted) & {names[g] for g in own} else set()
+        return own | close
 
     def _token(self, char: str, vocabulary: Vocabulary) -> int:
         if char not in vocabulary:
@@ -176,21 +201,23 @@ class Plan:
         return len(wrong) if spared or not wrong else None
 
     def _groups(self, n: int, left: list[int]) -> frozenset[int]:
-        fixed = [self.given[p] for p in self.rhyming[n] if self.given[p] >= 0]
-        if len(set(fixed)) < len(fixed):
+        fixed = [p for p in self.rhyming[n] if self.given[p] >= 0]
+        if len({min(self.tables.alike[self.given[p]]) for p in fixed}) < len(fixed):
             return frozenset()  # the same rhyme twice
         wanted = None if self.request.rhyme is None else self.tables.names.index(find_group(self.request.rhyme))
         return frozenset(
             g
             for g in range(len(left))
-            if wanted in (None, g) and left[g] >= self._needed(n, 0) and all(g in self.tables.groups[t] for t in fixed)
+            if wanted in (None, g)
+            and left[g] >= self._needed(n, 0)
+            and all(g in self._fit(self.given[p], p) for p in fixed)
         )
 
     def _enough(self) -> None:
         """Each tone must have more characters than the poem has places, and those that rhymes may hold back."""
         rhymes = max(map(len, self.rhyming))
         wanted = (self.form.size if self.request.forbid_repeats else 0) + rhymes + 1
-        counts = self.tables.tone.sum(1).tolist()
+        counts = self.tables.counts
         if min(counts) < wanted:
             raise ValueError(
                 f"the vocabulary has {counts[0]} level and {counts[1]} oblique characters of known tone; "

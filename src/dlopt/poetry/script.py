@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -35,9 +36,10 @@ def script_of(text: str) -> str:
     return "simplified" if simplified(text) == text and traditional(text) != text else "traditional"
 
 
-def each_simplified(chars: str) -> list[str]:
+def each_simplified(chars: Iterable[str]) -> list[str]:
     """The simplified form of every character by itself, without the words that OpenCC knows."""
-    return simplified("\n".join(chars)).split("\n") if chars else []
+    joined = "\n".join(chars)
+    return simplified(joined).split("\n") if joined else []
 
 
 @cache

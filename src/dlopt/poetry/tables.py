@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dlopt.poetry.rhymebook import LEVEL, OBLIQUE, level_groups, level_rhymes, tones
-from dlopt.poetry.script import is_han
+from dlopt.poetry.script import each_simplified, is_han
 from dlopt.poetry.vocabulary import SPECIALS, Vocabulary
 
 
@@ -14,6 +14,10 @@ class Tables:
 
     Characters that the table of rhymes lacks, punctuation and special tokens have no tone and are not legal, so they
     are never written. script: of the vocabulary; see `rhymebook.tones`.
+
+    alike: {token: itself and the legal tokens that have the same simplified form} (閑 and 閒, 遊 and 游): readers of
+    simplified script see one character, so none comes beside another where a poem must not repeat. What is counted of a
+    group, and held back for its rhymes, are such classes: `spent` {token: groups in which its class stands}.
     """
 
     def __init__(self, vocabulary: Vocabulary, script: str = "traditional") -> None:
@@ -33,7 +37,22 @@ class Tables:
                 self.tone[0, token], self.tone[1, token] = LEVEL in found, OBLIQUE in found
                 self.group[list(self.groups[token]), token] = True
         self.legal = self.tone.any(0)
-        self.sizes = tuple(self.group.sum(1).tolist())  # characters per group
+        classes: dict[str, list[int]] = {}
+        for token, char in zip(self.tones, each_simplified([vocabulary.tokens[t] for t in self.tones]), strict=True):
+            classes.setdefault(char, []).append(token)
+        self.alike: dict[int, frozenset[int]] = {}
+        self.spent: dict[int, tuple[int, ...]] = {}
+        self._held = self.group.clone()  # (30, V): whether the class of a token stands in a group
+        for tokens in classes.values():
+            groups = tuple(sorted({g for token in tokens for g in self.groups[token]}))
+            for token in tokens:
+                self.alike[token], self.spent[token] = frozenset(tokens), groups
+                self._held[list(groups), token] = True
+        firsts = [tokens[0] for tokens in classes.values()]
+        self.sizes = tuple(self._held[:, firsts].sum(1).tolist())  # classes per group
+        self.counts = [
+            len({min(self.alike[t]) for t in self.tones if tone in self.tones[t]}) for tone in (LEVEL, OBLIQUE)
+        ]
 
     def of(self, tone: str) -> torch.Tensor:
         """bool (V,): characters that can have the tone 平 or 仄; 中 means any."""
@@ -46,5 +65,5 @@ class Tables:
         return self._any[groups]
 
     def common(self, groups: frozenset[int]) -> torch.Tensor:
-        """bool (V,): characters that stand in all of the groups."""
-        return self.group[sorted(groups)].all(0)
+        """bool (V,): characters that stand in all of the groups, themselves or by one that looks alike."""
+        return self._held[sorted(groups)].all(0)

@@ -47,8 +47,8 @@ class Wish:
 class Asked:
     """A wish in the model's terms. request: for the constraint, in the vocabulary's characters. title: likewise.
 
-    own: the given characters, place by place, before variants of the vocabulary were put for them; '' if script is
-    simplified, where variants look alike. unread: characters of the title that the model does not know.
+    own: the given characters, place by place, as they are to be shown: before variants of the vocabulary were put for
+    them. unread: characters of the title that the model does not know.
     """
 
     kind: str
@@ -58,9 +58,9 @@ class Asked:
     own: str = ""
     unread: str = ""
 
-    def typed(self, place: int, char: str) -> str:
+    def typed(self, place: int, char: str, shown: str) -> str:
         """How a character that stands in a place is to be shown: as the user wrote it, where it is the user's."""
-        return self.own[place] if self.own and self.request.characters[place] == char else char
+        return self.own[place] if self.own and self.request.characters[place] == char else shown
 
     @property
     def given(self) -> tuple[bool, ...]:
@@ -96,7 +96,8 @@ def understand(wish: Wish, known: Callable[[str], str]) -> Asked:
         if not is_han(char):
             raise Refused(f"「{_shown(char)}」不是汉字：请只写汉字，不要写字母、数字或表情符号")
     seen = script_of("".join((*lines, title)))
-    plain = tuple(_traditional(line, seen) for line in lines)
+    script = _script(wish, seen)
+    plain = tuple(_in_script(line, seen, script) for line in lines)
     lines = tuple(_translated(line, seen, known) for line in lines)
     wanted = list(zip(_traditional(title, seen), title, strict=True))
     title = "".join(known(char) or known(own) for char, own in wanted)
@@ -107,8 +108,7 @@ def understand(wish: Wish, known: Callable[[str], str]) -> Asked:
     rhyme = _rhyme(wish.rhyme)
     first = False if kind == "对联" else None
     request = Request(form, given, rhyme=rhyme, first_rhymes=first, judge_given=False)
-    script = _script(wish, seen)
-    own = Request(form, _given(kind, length, plain)[1]).characters if script == "traditional" else ""
+    own = Request(form, _given(kind, length, plain)[1]).characters
     return Asked(kind, request, title, script, own, unread)
 
 
@@ -179,6 +179,14 @@ def _script(wish: Wish, seen: str) -> str:
         return wish.script
     whole = wish.text + wish.title
     return "traditional" if seen == "traditional" and simplified(whole) != whole else "simplified"
+
+
+def _in_script(text: str, seen: str, wanted: str) -> str:
+    """A line as it is shown: as it was typed, or in the other script if that is asked for."""
+    if seen == wanted:
+        return text
+    found = simplified(text) if wanted == "simplified" else traditional(text)
+    return found if len(found) == len(text) else text
 
 
 def _traditional(text: str, script: str) -> str:

@@ -67,10 +67,17 @@ def describe(
 ) -> Poem:
     """Check finished lines and put everything into the script that is asked for."""
     form = find_form(asked.request.form)
-    report = check(source, form, script="traditional")
+    report = check(source, form, script="traditional", shown=display)
 
     def shown(text: str) -> str:
         return simplified(text) if asked.script == "simplified" else text
+
+    def line(number: int) -> str:
+        """A line whole, since OpenCC knows words: 乾 is 干 by itself, but not in 乾坤."""
+        whole, first = shown(source[number]), number * form.length
+        if len(whole) != form.length:
+            whole = "".join(map(display, source[number]))
+        return "".join(asked.typed(first + j, char, whole[j]) for j, char in enumerate(source[number]))
 
     def told(faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
         return tuple(Fault(shown(f.kind), f.line, f.position, shown(f.char), shown(f.message)) for f in faults)
@@ -84,12 +91,9 @@ def describe(
     return Poem(
         kind=asked.kind,
         form=form.name,
-        lines=tuple(
-            "".join(display(asked.typed(i * form.length + j, char)) for j, char in enumerate(line))
-            for i, line in enumerate(source)
-        ),
+        lines=tuple(map(line, range(form.lines))),
         source=source,
-        title="".join(map(display, asked.title)),
+        title=shown(asked.title),
         rhyme=shown(report.rhyme),
         pattern=report.pattern,
         tones=tuple("".join(MARKS[tones(char)] for char in line) for line in source),
