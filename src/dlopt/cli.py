@@ -257,6 +257,10 @@ def main() -> None:
         app()
     except BrokenPipeError:
         sys.exit(1)
+    except UnicodeEncodeError as error:
+        print(f"dlopt: the output's encoding {error.encoding} cannot write {ascii(error.object[error.start])}; set "
+              "PYTHONIOENCODING=utf-8", file=sys.stderr)  # fmt: skip
+        sys.exit(1)
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         code = _exit_code(error)
         if code is None:

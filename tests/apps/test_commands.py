@@ -1,5 +1,6 @@
 """`dlopt poem`, `dlopt app` and `dlopt model train` from the command line."""
 
+import io
 import json
 import re
 import signal
@@ -50,6 +51,13 @@ def test_a_poem_as_text_and_as_json(model, dlopt):
     assert poem["lines"][1] in shown, "the same seed, the same poem"
     code, told, _ = dlopt("poem", "--form", "对联", "--title", "春山", "--count", 3, "--model", model, "--json")
     assert [p["form"] for p in json.loads(told)["poems"]] == ["五言联"] * 3
+
+
+def test_an_output_that_cannot_show_chinese_is_named(model, dlopt, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    code, _, said = dlopt("poem", "春眠不觉晓", "--model", model, "--seed", 4)
+    assert code == 1
+    assert said == "dlopt: the output's encoding ascii cannot write '\\u6625'; set PYTHONIOENCODING=utf-8\n"
 
 
 @pytest.mark.parametrize("arguments", [("spring",), ("春眠",), (), ("春眠不觉😀",), ("春眠不觉晓", "--form", "十四行")])

@@ -215,6 +215,23 @@ def test_cache_is_cropped_and_reordered(pattern):
     assert cache.nbytes() >= 2 * 2 * 3 * 2 * T * 4 * 8  # layers, keys and values, rows, heads, positions, channels
 
 
+def test_an_emptied_cache_takes_another_batch():
+    model, x, cache = shaken(Decoder(config())), tokens(3, T), Cache()
+    with torch.no_grad():
+        model(x, cache)
+        cache.crop(0)
+        torch.testing.assert_close(model(x[:1], cache), model(x[:1]), **TIGHT)
+
+
+def test_what_a_graph_remembers_is_not_written_over():
+    model, x, cache = shaken(Decoder(config())), tokens(3, T), Cache()
+    out = model(x, cache)
+    cache.crop(3)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x[:, 3:4], cache), model(x[:, :4])[:, 3:], **TIGHT)
+    out.sum().backward()
+
+
 @pytest.mark.parametrize(("positions", "pattern"), [p for p in PAIRS if p[0] in ("shaw", "alibi")])
 def test_attention_maps_are_the_weights_of_the_model(positions, pattern):
     c = config(positions, pattern, layers=2)

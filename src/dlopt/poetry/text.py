@@ -20,8 +20,8 @@ def lines_of(poem: str | Iterable[str], form: Form | None = None) -> tuple[str, 
     longer than `LIMIT`, or if it holds anything but Chinese characters and punctuation.
     """
     if isinstance(poem, str):
-        whole = poem
-        lines = tuple(line for line in _BREAKS.split(poem[: 4 * LIMIT]) if line)
+        whole = poem.strip()
+        lines = tuple(line for line in _BREAKS.split(whole[: 4 * LIMIT]) if line)
     else:
         lines = tuple(part for line in poem for part in _BREAKS.split(line) if part)
         whole = "".join(lines)

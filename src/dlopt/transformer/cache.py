@@ -32,7 +32,8 @@ class LayerCache:
             self._keys = torch.cat((self._keys[:, :, : self.length], k), dim=2)
             self._values = torch.cat((self._values[:, :, : self.length], v), dim=2)
         else:
-            if end > self._keys.shape[2]:
+            # what a graph remembers is not written into
+            if end > self._keys.shape[2] or self._keys.requires_grad:
                 self._keys, self._values = self._grown(self._keys, end), self._grown(self._values, end)
             self._keys[:, :, self.length : end] = k
             self._values[:, :, self.length : end] = v
@@ -41,8 +42,14 @@ class LayerCache:
 
     def _grown(self, old: Tensor, end: int) -> Tensor:
         new = old.new_empty(*old.shape[:2], max(2 * old.shape[2], end), old.shape[3])
-        new[:, :, : self.length] = old[:, :, : self.length]
+        new[:, :, : self.length] = old[:, :, : self.length].detach()
         return new
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` tokens; with none left another batch may come."""
+        self.length = length
+        if not length:
+            self._keys = self._values = None
 
     def reorder(self, rows: Tensor) -> None:
         """Keep rows of the batch, in this order."""
@@ -86,7 +93,7 @@ class Cache:
         if not 0 <= length <= self.length:
             raise ValueError(f"a cache of {self.length} tokens cannot be cropped to {length}")
         for layer in self.layers:
-            layer.length = length
+            layer.crop(length)
         if self.real is not None:
             self.real = self.real[:, :length]
 

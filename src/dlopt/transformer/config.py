@@ -91,13 +91,19 @@ class TransformerConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("dropout", "attention_dropout", "rope_base", "norm_eps"):
+            if not isinstance(getattr(self, name), int | float) or isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
+        for name in ("tied", "bias", "plain"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         for name in ("rope_base", "norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.pad < self.vocabulary:
+        if not isinstance(self.pad, int) or not 0 <= self.pad < self.vocabulary:
             raise ValueError(f"pad must be a token from 0 to {self.vocabulary - 1}, got {self.pad}")
         self._check_heads()
         self._check_pattern()
@@ -127,7 +133,10 @@ class TransformerConfig:
             if value is not None and name not in needed and not (name == "window" and pattern == "strided"):
                 raise ValueError(f"{pattern} attention has no {name}, so {name}={value} would have no effect")
             if value is not None and value > self.max_length + (name == "window"):
-                raise ValueError(f"{name} {value} is longer than max_length {self.max_length}: use full attention")
+                raise ValueError(
+                    f"{name} {value} is longer than max_length {self.max_length}: raise max_length if texts are "
+                    "longer, else use full attention"
+                )
         if pattern == "fixed" and self.summary > self.stride:  # type: ignore[operator]
             raise ValueError(f"summary {self.summary} must be at most the stride {self.stride}")
         if pattern in FACTORISED and self.mixing == "heads" and self.heads % 2:
