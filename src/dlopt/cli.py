@@ -258,7 +258,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except UnicodeEncodeError as error:
-        print(f"dlopt: the output's encoding {error.encoding} cannot write {ascii(error.object[error.start])}; set "
+        print(f"dlopt: the output's encoding {error.encoding} cannot write {error.object[error.start]!a}; set "
               "PYTHONIOENCODING=utf-8", file=sys.stderr)  # fmt: skip
         sys.exit(1)
     except (ValueError, LookupError, OSError, RuntimeError) as error:

@@ -235,3 +235,7 @@ def test_any_input_gives_a_report_or_a_sentence(poem):
 def test_the_limit_holds_for_lines_too():
     with pytest.raises(ValueError, match=str(LIMIT)):
         check(["白日依山盡"] * 100)
+
+
+def test_blank_lines_before_a_poem_are_no_part_of_it():
+    assert check("\n" * 2000 + "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。").ok
