@@ -68,6 +68,32 @@ MUTANTS = [
         "all_rows",
     ),
     Mutant(
+        "sophia: a round that is not finite moves H",
+        "adam/_sophia.py",
+        "    return sums if good else {}\n",
+        "    return sums\n",
+        "tests/adam/test_sophia.py",
+        "dropped",
+    ),
+    Mutant(
+        "sophia: each rank decides alone whether a round is finite",
+        "adam/_sophia.py",
+        "        dist.all_reduce(state[name], group=process_group)\n",
+        "        good = state[name].isfinite().all()\n"
+        "        dist.all_reduce(state[name], group=process_group)\n"
+        "        state[name].nan_to_num_() if good else None\n",
+        "tests/adam/test_sophia_ranks.py",
+        "drop",
+    ),
+    Mutant(
+        "sophia-h: scratch without the probes",
+        "adam/sophia_h.py",
+        "memory(params, lists=3)",
+        "memory(params, lists=2)",
+        "tests/adam/test_sophia.py",
+        "scratch",
+    ),
+    Mutant(
         "sophia: decay after the step",
         "adam/_sophia.py",
         """    u.clamp_(-bound, bound)
@@ -95,6 +121,40 @@ MUTANTS = [
         "groups = n // 3 if groups is None else groups",
         "groups = n // 3",
         "tests/adam/test_adam_mini.py",
+    ),
+    Mutant(
+        "adam-mini: projections are looked for one level down only",
+        "adam/attention_roles.py",
+        '(path.count(".") < 2 or not holds)',
+        'path.count(".") < 2',
+        "tests/adam/test_partition.py",
+        "every_shape",
+    ),
+    Mutant(
+        "adam-mini: other projections of known attention are cut by row",
+        "adam/attention_roles.py",
+        """            if rest:
+                open_""",
+        """            if False:
+                open_""",
+        "tests/adam/test_partition.py",
+        "subclasses",
+    ),
+    Mutant(
+        "adam-mini: a refused group stays",
+        "adam/adam_mini.py",
+        "            self.param_groups.pop()  # a group that is refused is taken out again\n",
+        "",
+        "tests/adam/test_adam_mini.py",
+        "refused",
+    ),
+    Mutant(
+        "muon: a refused group stays",
+        "adam/muon.py",
+        "                self.param_groups.pop()  # a group that is refused is taken out again\n",
+        "",
+        "tests/adam/test_muon.py",
+        "groups",
     ),
     Mutant(
         "muon: every matrix of the embedding's shape is a head",

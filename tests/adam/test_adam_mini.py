@@ -235,6 +235,31 @@ def test_state_bytes_equal_the_formula(case, scheme):
         assert counted == 4 * (sum(p.numel() for p in model.parameters()) + blocks)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_empty_tensors_stay(scheme):
+    for dtype in (torch.float32, torch.bfloat16):
+        model = nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 2)).to(dtype)
+        optimizer = AdamMini(model.parameters(), model=model, partition=scheme)
+        assert optimizer.partition()["0.bias"].blocks.total == 0
+        run(optimizer, model, gradients(model, 2))
+        counted = tensor_bytes(t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor))
+        assert AdamMini.memory(model.parameters(), model=model, partition=scheme).state == counted
+    AdamMini([nn.Parameter(torch.ones(0, 3))], partition="tensor")
+
+
+def test_a_group_that_is_refused_is_not_there():
+    model = nn.Linear(3, 2)
+    optimizer = AdamMini([model.weight], model=model)
+    strange = nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=r"tensor 1 of group 1, of shape \(2,\), is not a parameter of the model"):
+        optimizer.add_param_group({"params": [model.bias, strange]})
+    assert len(optimizer.param_groups) == len(optimizer.partition()) == 1
+    optimizer.add_param_group({"params": [model.bias]})
+    run(optimizer, model, gradients(model, 1))
+    assert len(optimizer.partition()) == 2
+
+
 def test_half_of_adams_state_on_a_real_model():
     with torch.device("meta"):  # two layers with the shapes of SmolLM2-135M
         layers = [

@@ -97,6 +97,18 @@ def test_groups_can_say_which_tensors_are_hidden():
     assert [len(optimizer.state[p]) for g in groups for p in g["params"]] == [3, 1, 1, 3]
     with pytest.raises(ValueError, match=r"muon=True is for matrices, but the group has a tensor of shape \(6,\)"):
         Muon([{"params": [model.down.bias], "muon": True}])
+    with pytest.raises(ValueError, match="muon=True is for matrices"):
+        optimizer.add_param_group({"params": [model.conv.weight, model.down.bias.clone().detach()], "muon": True})
+    assert len(optimizer.param_groups) == 3  # what was refused is not there
+    run(optimizer, model, 1)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_empty_tensors_stay():
+    model = nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 2))
+    optimizer = Muon(model.parameters(), model=model)
+    run(optimizer, model, 2)
+    assert Muon.memory(model.parameters(), model=model).state == 4 * 2 * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -1,6 +1,8 @@
 """Adam-mini's partition: the table, the ablations, and what it refuses to guess. The blocks of each layout of attention
 are in test_adam_mini.py."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -81,6 +83,150 @@ def test_unknown_attention_can_be_overridden_or_registered(monkeypatch):
         register_attention("a.B", {"q": "queries"})
 
 
+class DeepAttention(nn.Module):
+    """Its projections are two levels down, and nothing but its name gives it away."""
+
+    def __init__(self):
+        super().__init__()
+        self.projections = nn.ModuleDict({name: nn.Linear(8, 8) for name in "qkv"})
+
+
+class Fused(nn.Module):
+    """One matrix, but heads into which it could be cut."""
+
+    def __init__(self, **heads):
+        super().__init__()
+        self.__dict__.update(heads)
+        self.qkv = nn.Linear(8, 24)
+
+
+class FusedAttention(Fused):
+    pass
+
+
+class MHA(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Linear(8, 8), nn.Linear(8, 8)
+
+
+class MultiheadMixer(MHA):
+    pass
+
+
+class Gated(nn.Module):
+    """Attention inside of attention: each answers for its own matrices."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.num_heads, self.inner = 2, inner
+        self.wq, self.wk = nn.Linear(8, 8), nn.Linear(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [(DeepAttention, "DeepAttention"), (lambda: Fused(num_heads=2), "Fused"), (lambda: Fused(heads=2), "Fused"),
+     (lambda: FusedAttention(config=SimpleNamespace(num_attention_heads=4)), "FusedAttention"), (MHA, "MHA"),
+     (MultiheadMixer, "MultiheadMixer"), (lambda: Gated(nn.MultiheadAttention(8, 2)), "Gated"),
+     (lambda: Gated(Fused(heads=2)), r"Gated; 0.inner is a tests\.adam\.test_partition\.Fused")],
+)  # fmt: skip
+def test_every_shape_of_unknown_attention_is_reported(make, word):
+    model = nn.Sequential(make())
+    with pytest.raises(ValueError, match=rf"unknown class: 0 is a tests\.adam\.test_partition\.{word}\. Say"):
+        partition(model)
+    linear = {n: "row" for n, p in model.named_parameters() if p.dim() == 2 and "in_proj" not in n}
+    assert partition(model, override=linear)  # which settles it
+
+
+def test_what_is_no_attention_is_not_reported():
+    class Block(nn.Module):
+        """A layer around known attention that knows the number of heads."""
+
+        def __init__(self):
+            super().__init__()
+            self.num_heads, self.attention = 2, nn.MultiheadAttention(8, 2)
+            self.mlp = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
+
+    class Net(nn.Module):
+        """`heads` is a list of layers."""
+
+        def __init__(self):
+            super().__init__()
+            self.body, self.heads = nn.Linear(8, 8), nn.ModuleList([nn.Linear(8, 3), nn.Linear(8, 2)])
+
+    class Bias(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.num_heads, self.table = 2, nn.Embedding(9, 2)
+
+    class PoolingAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.score = nn.Linear(8, 1)
+
+    table = partition(nn.ModuleList([Block(), Net(), Bias(), PoolingAttention(), Fused(num_heads=1)]))
+    assert table["0.mlp.0.weight"].blocks.total == 16
+    assert table["0.attention.in_proj_weight"].blocks == Blocks(0, ((4, 2), (4, 2), (1, 8)))
+
+
+def test_subclasses_of_known_attention_with_other_projections_are_reported():
+    fused = S.Llama(6, heads=4, kv_heads=2, head_dim=5)
+    del fused.q_proj, fused.k_proj, fused.v_proj
+    fused.qkv_proj = nn.Linear(6, 40, bias=False)
+    more = S.Llama(6, heads=4, kv_heads=2, head_dim=5)
+    more.gates = nn.ModuleList([nn.Linear(6, 20, bias=False)])
+    bare = S.Llama(6, heads=4, kv_heads=2, head_dim=5)
+    del bare.q_proj, bare.k_proj, bare.v_proj
+    bare.qkv = nn.Parameter(torch.ones(8, 6, 5))
+    for attention, path in [(fused, "qkv_proj.weight"), (more, "gates.0.weight"), (bare, "qkv")]:
+        model = S.Model(attention)
+        with pytest.raises(ValueError, match=f"attention is a .*LlamaAttention, whose roles leave out {path}. Say"):
+            partition(model)
+        table = partition(model, override={f"attention.{path}": "row"})
+        assert table["attention.o_proj.weight"].role == "output"
+
+
+def test_tables_of_positions_and_adapters_in_known_attention_are_not_reported():
+    from dlopt.transformer.attention import Attention
+
+    with pytest.warns(UserWarning, match="shaw.keys of Shaw, shaw.values of Shaw"):
+        table = partition(Attention(width=12, heads=6, shaw_clip=3))
+    assert table["shaw.keys"].blocks.total == 1
+    attention = S.Llama(6, heads=4, kv_heads=2, head_dim=5)
+    attention.q_proj.adapter, attention.distances = nn.Linear(6, 2), nn.Embedding(9, 5)
+    table = partition(attention)
+    assert table["q_proj.adapter.weight"].role == "matrix"
+    assert table["q_proj.weight"].blocks.total == 4
+    assert table["distances.weight"].role == "embedding"
+
+
+# sizes that fit all architectures: 32 wide, heads of width 8
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64, "pad_token_id": 0}
+SIZES |= {"intermediate_size": 48, "bos_token_id": 1, "eos_token_id": 2}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+FUSED = ((8, 4), (8, 2), (1, 16))
+ARCHITECTURES = [
+    ("Llama", GROUPED, {"self_attn.q_proj": ((8, 4),), "self_attn.k_proj": ((8, 2),), "self_attn.v_proj": ((1, 16),)}),
+    ("Qwen2", GROUPED, {"self_attn.q_proj": ((8, 4),), "self_attn.k_proj": ((8, 2),), "self_attn.o_proj": ((1, 32),)}),
+    ("Phi3", GROUPED, {"self_attn.qkv_proj": FUSED, "self_attn.o_proj": ((1, 32),)}),
+    ("GPTNeoX", SIZES, {"attention.query_key_value": ((8, 1), (8, 1), (1, 8)), "attention.dense": ((1, 32),)}),
+    ("GPT2", SIZES, {"attn.c_attn": ((8, 4), (8, 4), (1, 32)), "attn.c_proj": ((1, 32),), "mlp.c_fc": ((1, 128),)}),
+    ("Bert", SIZES, {"attention.self.query": ((8, 4),), "attention.self.value": ((1, 32),),
+                     "attention.output.dense": ((1, 32),)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "sizes", "expected"), ARCHITECTURES, ids=[case[0] for case in ARCHITECTURES])
+def test_models_of_transformers(name, sizes, expected):
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    with torch.device("meta"):
+        model = getattr(transformers, f"{name}Model")(config)
+    table = {row.name: row.blocks.runs for row in partition(model)}
+    for path, runs in expected.items():
+        assert [r for n, r in table.items() if n.endswith(f".0.{path}.weight")] == [runs]
+
+
 def test_matrices_of_unknown_modules_are_named_in_a_warning():
     class Experts(nn.Module):
         def __init__(self):
@@ -101,11 +247,29 @@ def test_matrices_of_unknown_modules_are_named_in_a_warning():
         partition(Experts(), override={"weight": "row"})
 
 
+def test_bias_is_a_role_of_vectors_and_of_known_layers_only():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relative_position_bias_table = nn.Parameter(torch.ones(4, 3))
+            self.my_bias = nn.Parameter(torch.ones(3))
+
+    model = nn.ModuleList([Table(), nn.LayerNorm((2, 3)), nn.MultiheadAttention(6, 2, add_bias_kv=True), nn.LSTM(2, 3)])
+    with pytest.warns(UserWarning, match="modules are unknown: 0.relative_position_bias_table of .*Table. Settle"):
+        table = partition(model)
+    names = ["0.relative_position_bias_table", "0.my_bias", "1.bias", "2.bias_k", "2.in_proj_bias", "3.bias_hh_l0"]
+    assert [table[name].role for name in names] == ["other", *5 * ["bias"]]
+    settled = partition(model, override={"0.relative*": "row"})
+    assert settled["0.relative_position_bias_table"].blocks.total == 4
+
+
 def test_tied_weights_are_one_tensor_and_must_agree():
     model = S.Model(nn.MultiheadAttention(6, 2), tie=True)
     table = partition(model)
     assert table["embed.weight"].role == "embedding"
     assert "unembed.weight" not in {row.name for row in table}
+    for name in ("embed.weight", "unembed.weight"):  # by any of its names
+        assert partition(model, override={name: "tensor"})["embed.weight"].blocks.total == 1
     odd = nn.Module()
     odd.a, odd.b = nn.Linear(4, 4, bias=False), nn.ConvTranspose1d(4, 4, 1, bias=False)
     odd.b.weight.data = odd.b.weight.data.squeeze(-1)

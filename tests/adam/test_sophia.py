@@ -223,6 +223,79 @@ def test_state_bytes_equal_the_formula_and_a_round_has_one_number_more(cls, dtyp
 
 
 @pytest.mark.parametrize("cls", BOTH)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shapes", [[(64, 64)], [(64, 64), (64, 48), (48, 64)]])
+def test_scratch_is_what_a_round_needs(cls, dtype, shapes):
+    peak = pytest.importorskip("dlopt.lab.peak")
+    weights, x = [nn.Parameter(torch.ones(s, dtype=dtype)) for s in shapes], torch.ones(1, 64, dtype=dtype)
+    optimizer = cls(weights)
+    for w in weights:
+        w.grad = torch.ones_like(w)
+    optimizer.step()
+
+    def one_round():
+        outputs = torch.cat([x[:, : len(w)] @ w for w in weights], dim=1)
+        optimizer.accumulate_curvature(outputs if cls is SophiaG else outputs.square().sum())
+        optimizer.update_curvature()
+
+    held = [t for w in weights for t in (w, w.grad, *optimizer.state[w].values())]
+    rise = peak.peak_live(one_round, held).rise
+    outputs = 4 * 4 * sum(w.shape[1] for w in weights)  # and what is formed from them, which the formula leaves out
+    assert 0 <= rise - cls.memory(weights).scratch <= outputs
+
+
+@pytest.mark.parametrize("cls", BOTH)
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_round_that_is_not_finite_is_dropped_and_counted(cls, part):
+    """Under a `GradScaler` too, which leaves out the step but knows nothing of the curvature."""
+    _, x, y = regression(dtype=torch.float32)
+    model = nn.Linear(3, 4)
+    unused = nn.Parameter(torch.ones(0))  # no tensor's largest number
+    optimizer = cls([*model.parameters(), unused], lr=0.1, interval=2, betas=(0.9, 0.5))
+    scaler, kept = torch.amp.GradScaler("cpu", init_scale=1024.0), []
+    for t in range(6):
+        optimizer.zero_grad()
+        due = optimizer.curvature_due
+        parts = list(x.chunk(2))
+        if t == 2:
+            parts[part] = parts[part] * float("inf")
+        for inputs, labels in zip(parts, y.chunk(2)):
+            logits = model(inputs)
+            loss = nn.functional.cross_entropy(logits, labels)
+            scaler.scale(loss + unused.sum()).backward(retain_graph=True)
+            if due:
+                optimizer.accumulate_curvature(logits if cls is SophiaG else loss + unused.sum())
+        if due:
+            optimizer.update_curvature()
+        scaler.step(optimizer)
+        scaler.update()
+        assert optimizer.param_groups[0]["targets"] == 0
+        assert all(set(s) == {"momentum", "curvature"} for s in optimizer.state.values())
+        kept.append([curvature(optimizer, p).clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(kept[1], kept[2]))
+    assert not torch.equal(kept[2][0], kept[-1][0])  # the next round counts again, with other draws
+    assert all(t.isfinite().all() for t in (*kept[-1], *model.parameters()))
+    assert (optimizer.rounds, optimizer.rounds_skipped) == (4, 1)  # at t = 0, 2, 3, 5: a step left out is due again
+    again = cls([*model.parameters(), unused])
+    again.load_state_dict(optimizer.state_dict())
+    assert again.rounds_skipped == 1
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_states_saved_without_a_count_of_dropped_rounds_go_on(cls):
+    weight, x, _ = regression()
+    saved = cls([weight]).state_dict()
+    for group in saved["param_groups"]:
+        del group["rounds_skipped"]
+    optimizer = cls([weight])
+    optimizer.load_state_dict(saved)
+    assert optimizer.rounds_skipped == 0
+    round_of(optimizer, weight, x * float("nan"))
+    assert optimizer.rounds_skipped == 1
+    assert not curvature(optimizer, weight).any()
+
+
+@pytest.mark.parametrize("cls", BOTH)
 def test_curvature_is_due_before_the_first_step_and_then_by_the_interval(cls):
     weight, _, _ = regression()
     optimizer, due = cls([weight], interval=3), []

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import textwrap
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -620,3 +621,29 @@ def test_a_network_with_batch_normalization_follows_sgd_with_exact_gradients_on_
     assert losses[-1][0] < losses[0][0] - 0.05
     for a, b in zip(model.buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.02)  # running statistics, of both in training mode
+
+
+def test_a_refused_group_is_not_kept():
+    model = mlp()
+    optimizer = DeepZero(model, rank="uniform")
+    whole = nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False)
+    with pytest.raises(ValueError, match=r"floating-point tensors, not torch\.int64"):
+        optimizer.add_param_group({"params": [("whole", whole)]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_state_of_other_names_or_shapes_is_refused_before_anything_changes():
+    def pair(first, second, sizes=(3, 3)):
+        return nn.Sequential(OrderedDict({first: nn.Linear(3, sizes[0]), second: nn.Linear(sizes[0], sizes[1])}))
+
+    model, x = pair("a", "b"), torch.ones(2, 3)
+    optimizer = DeepZero(model, F.mse_loss, rank="uniform", sparsity=0.0)
+    optimizer.step(x, torch.zeros(2, 3))
+    state = optimizer.state_dict()
+    state["deepzero"]["counts"] = None
+    cases = ((pair("b", "a"), r"of 'a\.weight' where"), (pair("a", "b", (3, 4)), r"\(3, 3\), but here it is \(4, 3\)"))
+    for wrong, message in cases:
+        other = DeepZero(wrong, F.mse_loss, lr=0.5)
+        with pytest.raises(ValueError, match=message):
+            other.load_state_dict(state)
+        assert (other.steps, other.param_groups[0]["lr"], len(other.state)) == (0, 0.5, 0)

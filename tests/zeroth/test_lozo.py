@@ -250,3 +250,15 @@ def test_resume_across_a_change_of_plane_in_half_precision():
 def test_wrong_values_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         LOZO(nn.Linear(2, 2), **options)
+
+
+def test_momentum_of_another_rank_or_of_a_vector_is_refused():
+    p = nn.Parameter(torch.ones(4, 3))
+    optimizer = LOZO([p], lr=1e-3, momentum=0.5, rank=2)
+    optimizer.step(lambda: p.sum())
+    state = optimizer.state_dict()
+    LOZO([nn.Parameter(torch.ones(4, 5))]).load_state_dict(state)  # N has no side of length 3
+    state["lozo"]["rank"] = 3
+    for wrong, there in ((p, r"\(4, 3\)"), (nn.Parameter(torch.ones(4)), "None")):
+        with pytest.raises(ValueError, match=r"momentum .* has shape \(4, 2\), but here it is " + there):
+            LOZO([wrong]).load_state_dict(state)

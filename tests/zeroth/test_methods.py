@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from dlopt.lab.peak import peak_live
 from dlopt.zeroth import LOZO, MeZO, MeZOSVRG
+from dlopt.zeroth.log import replay
 
 METHODS = {
     "mezo": MeZO,
@@ -136,3 +138,106 @@ def test_a_refused_group_is_not_kept_and_the_callers_dictionaries_stay(method):
         optimizer.add_param_group({"params": [whole]})
     assert len(optimizer.param_groups) == 1
     optimizer.step(lambda: optimizer.param_groups[0]["params"][0].sum())
+
+
+@every
+def test_an_index_that_is_used_twice_is_refused(method):
+    a, b, c = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    for groups in ([{"params": [a, b], "indices": [1, 1]}], [{"params": [a], "indices": [1]}, {"params": [b, c]}]):
+        with pytest.raises(ValueError, match="each used once"):
+            METHODS[method](groups)
+    with pytest.raises(ValueError, match="one per tensor"):
+        METHODS[method]([{"params": [a, b], "indices": [1]}])
+    assert METHODS[method]([{"params": [a, b], "indices": [7, 3]}, {"params": [c]}]).param_groups[1]["indices"] == [2]
+
+
+@pytest.mark.parametrize("direction", ["gaussian", "rademacher", "sphere"])
+def test_tensors_without_numbers_have_nothing_to_learn(direction):
+    p = nn.Parameter(torch.ones(0, 3))
+    for optimizer in (MeZO([p], direction=direction, log=True), MeZOSVRG([p], direction=direction, log=True)):
+        assert float(optimizer.step(lambda: 2.0)) == 2.0
+        assert replay([p], optimizer.log) == 1
+
+
+def named(model):
+    return dict(model.named_parameters())
+
+
+@every
+def test_a_state_of_other_names_or_shapes_is_refused_before_anything_changes(method):
+    torch.manual_seed(0)
+    first, x = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}), torch.randn(2, 3)
+    optimizer = METHODS[method](list(named(first).items()), lr=1e-2, log=True)
+    for _ in range(2):
+        optimizer.step(lambda: first["b"](first["a"](x)).sum())
+    saved = optimizer.state_dict()
+    other = METHODS[method](list(reversed(named(first).items())), lr=1e-3, log=True)
+    with pytest.raises(ValueError, match=r"of 'a\.weight' where this optimizer has 'b\.bias'"):
+        other.load_state_dict(saved)
+    assert (other.steps, other.param_groups[0]["lr"], other.log.rows, len(other.state)) == (0, 1e-3, [], 0)
+    assert other.param_groups[0]["param_names"] == list(reversed(named(first)))
+    bare = METHODS[method](list(named(first).values()), log=True)  # names are known on one side only
+    bare.load_state_dict(saved)
+    assert bare.steps == 2
+    if optimizer.state:
+        wide = [nn.Parameter(torch.ones(4, 4)) for _ in named(first)]
+        other = METHODS[method](wide, lr=1e-3)
+        with pytest.raises(ValueError, match=r"has shape \(3, .*, but here it is \(4, .*another model"):
+            other.load_state_dict(saved)
+        assert (other.steps, other.param_groups[0]["lr"], len(other.state)) == (0, 1e-3, 0)
+    key = next(name for name in saved if name not in ("state", "param_groups"))
+    del saved[key]["seed"], saved[key]["eps"]
+    with pytest.raises(ValueError, match="damaged: it lacks seed, eps"):
+        bare.load_state_dict(saved)
+
+
+class Cached(nn.Module):
+    """A buffer that is None until the first forward, one that is replaced, one that is written, one under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.register_buffer("first", None)
+        self.register_buffer("replaced", torch.zeros(2))
+        self.register_buffer("written", torch.zeros(2))
+        self.inner.register_buffer("again", self.written)
+
+    def forward(self, x):
+        if self.first is None:
+            self.first = x.sum()
+        self.replaced = self.replaced + 1
+        self.written += 1
+        return self.inner(x) * self.written.sum()
+
+
+@every
+def test_buffers_come_back_also_where_there_were_none(method):
+    model = Cached()
+    replaced, written = model.replaced, model.written
+    optimizer = METHODS[method](model, lr=1e-3)
+    for _ in range(2):
+        optimizer.step(lambda: model(torch.ones(1, 2)).sum())
+        assert model.first is None
+        assert model.replaced is replaced
+        assert model.written is model.inner.again is written
+        assert not written.any()
+        assert not replaced.any()
+
+
+@pytest.mark.parametrize("method", ["mezo", "lozo", "mezo_svrg"])
+def test_scratch_counts_the_copies_of_buffers(method):
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+    model.register_buffer("large", torch.zeros(1 << 20))
+    model[0].register_buffer("same", model.large)
+    optimizer, count = METHODS[method](model, lr=1e-3, train_mode=True), iter(range(99))
+
+    def loss():
+        model(torch.ones(2, 8))
+        return float(next(count))
+
+    for _ in range(2):
+        optimizer.step(loss)
+    rise = peak_live(lambda: optimizer.step(loss), [model, optimizer.state]).rise
+    scratch = optimizer.memory(model, train_mode=True).scratch
+    activations = 4 * 2 * 8 * 4
+    assert 4 << 20 < scratch <= rise <= scratch + activations + torch.get_rng_state().numel() + 256

@@ -10,6 +10,7 @@ from torch import nn
 
 from dlopt.zeroth import MeZO, MeZOSVRG
 from dlopt.zeroth.directions import add, draw, mix
+from dlopt.zeroth.log import Log
 
 
 def saved(optimizer):
@@ -258,6 +259,36 @@ def test_a_tensor_that_was_frozen_over_a_renewal_brings_a_new_anchor():
                 if p.requires_grad:
                     assert torch.equal(optimizer.state[p]["anchor"], w)
     assert renewed == [0, 2, 3, 4]
+
+
+def test_a_renewal_is_told_beforehand_and_is_refused_without_the_whole_set():
+    a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3), requires_grad=False)
+    optimizer = MeZOSVRG([a, b], lr=1e-3, interval=10, log=True)
+
+    def loss():
+        return (a + b).sum()
+
+    optimizer.step(loss, loss)
+    optimizer.step(loss)
+    assert not optimizer.renews
+    assert b not in optimizer.state  # asking leaves nothing behind
+    b.requires_grad_(True)
+    optimizer.log = Log()
+    assert optimizer.renews
+    again = MeZOSVRG([a, b])
+    again.load_state_dict(saved(optimizer))
+    for refusing in (optimizer, again):
+        before, forwards = [a.detach().clone(), b.detach().clone()], refusing.forwards
+        with pytest.raises(ValueError, match="needs full"):
+            refusing.step(loss)
+        assert (refusing.steps, refusing.forwards, refusing.renews) == (2, forwards, True)
+        assert torch.equal(a, before[0])
+        assert torch.equal(b, before[1])
+    optimizer.step(loss, loss)
+    assert optimizer.forwards == 2 + 4 + 2
+    assert not optimizer.renews
+    b.requires_grad_(False)
+    assert not optimizer.renews
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -16,8 +17,9 @@ from dlopt.memory import Bytes
 FLOOR = 1e-12  # the paper's least denominator
 OFFICIAL_EPS = 1e-15  # what the official code adds instead
 DRAWS = 1_000_003  # the random numbers of a round are those of the seed: seed + DRAWS * round
-# kept in each group, so that they are saved and loaded with it: steps done, rounds done, targets counted in this round
-COUNTERS = {"steps": 0, "rounds": 0, "targets": 0}
+# kept in each group, so that they are saved and loaded with it: steps done, rounds done, how many of
+# them were dropped, targets counted in this round
+COUNTERS = {"steps": 0, "rounds": 0, "rounds_skipped": 0, "targets": 0}
 
 
 def check(group: dict[str, Any]) -> None:
@@ -69,6 +71,24 @@ def gather_round(optimizer: torch.optim.Optimizer, name: str, process_group: Any
             state[name] = torch.zeros_like(state["momentum"])
         dist.all_reduce(state[name], group=process_group)
     return targets
+
+
+@torch.no_grad()
+def take_sums(optimizer: torch.optim.Optimizer, name: str) -> dict[Tensor, Tensor]:
+    """End the round: the sums state[p][name], taken out of the state; none of them if any number is not finite.
+
+    One batch that overflows would stay in H for good, also where a `GradScaler` leaves out the step that comes after.
+    All ranks hold the same sums, so all decide alike. A round that is dropped counts as a round, and has its draws.
+    """
+    sums = {p: state.pop(name) for p, state in optimizer.state.items() if name in state}
+    finite = [torch.linalg.vector_norm(t, torch.inf).isfinite() for t in sums.values() if t.numel()]
+    # in one number, so that an accelerator is waited for once
+    good = not finite or bool(torch.stack([x.to(finite[0].device) for x in finite]).all())
+    for group in optimizer.param_groups:
+        group["rounds"] += 1
+        group["rounds_skipped"] = group.get("rounds_skipped", 0) + (not good)  # states saved earlier have no such count
+        group["targets"] = 0
+    return sums if good else {}
 
 
 def step(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None) -> Any:
@@ -174,8 +194,12 @@ def _compiled() -> Callable[..., None]:
     return run
 
 
-def memory(params: Iterable[Tensor]) -> Bytes:
-    """Two numbers an element, and in a round of curvature a third."""
+def memory(params: Iterable[Tensor], lists: int) -> Bytes:
+    """State of two numbers an element. scratch is what a round holds, or a step's piece if that is more.
+
+    A round holds its sums, and at once `lists` lists with a tensor for each weight, in the weights' precision.
+    """
     params = shared.plain(params)
     one = sum(p.numel() * shared.state_dtype(p).itemsize for p in params)
-    return shared.training_bytes(params, 2 * one, 1) + Bytes(scratch=one)
+    bytes_ = shared.training_bytes(params, 2 * one, 1)
+    return replace(bytes_, scratch=max(bytes_.scratch, one + lists * bytes_.gradients))

@@ -98,9 +98,13 @@ class AdamMini(torch.optim.Optimizer):
             decay=("'matrices' or 'all'", lambda x: x in ("matrices", "all")),
         )
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        for i, p in enumerate(group["params"]):
-            row = _row(self._lookup, p, f"tensor {i} of group {len(self.param_groups) - 1}")
+        params, number = self.param_groups[-1]["params"], len(self.param_groups) - 1
+        try:
+            rows = [_row(self._lookup, p, f"tensor {i} of group {number}") for i, p in enumerate(params)]
+        except ValueError:
+            self.param_groups.pop()  # a group that is refused is taken out again
+            raise
+        for p, row in zip(params, rows):
             self._table.add(p, *row)
 
     def partition(self) -> Partition:

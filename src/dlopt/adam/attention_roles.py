@@ -50,29 +50,49 @@ def register_attention(
 def attention_roles(
     model: nn.Module, scheme: str, settled: Collection[Tensor] = ()
 ) -> tuple[dict[Tensor, tuple[str, Blocks]], list[str]]:
-    """{projection: (role, blocks)}, and a sentence about each attention of unknown class with unsettled matrices."""
+    """{projection: (role, blocks)}, and a sentence about each attention with unsettled matrices of unknown role."""
     found: dict[Tensor, tuple[str, Blocks]] = {}
-    strangers = []
+    covered, with_heads = set(settled), set()
     for prefix, module in model.named_modules():
-        names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__]
-        known = next((_known[name] for name in names if name in _known), None)
-        if known is not None:
-            roles = known.roles(module) if callable(known.roles) else known.roles
-            _check(names[0], roles)
-            for path, role in roles.items():
-                owner = get(module, path)
-                tensor = getattr(owner, "weight", None) if isinstance(owner, nn.Module) else owner
-                if isinstance(tensor, Tensor) and tensor not in settled:
-                    where = f"{prefix}.{path}".lstrip(".")
-                    found[tensor] = role, _cut(module, known, tensor, role, output_axis(owner), scheme, where)
-        elif _looks_like_attention(module):
-            strangers.append((prefix or "the model", names[0], module))
-    open_ = [
-        f"{prefix} is a {name}"
-        for prefix, name, module in strangers
-        if sum(t not in found and t not in settled for t in _matrices(module)) > 1
-    ]
+        known = _class_of(module)
+        if known is None:
+            continue
+        roles = known.roles(module) if callable(known.roles) else known.roles
+        _check(_qualified(module), roles)
+        for path, role in roles.items():
+            owner = get(module, path)
+            tensor = getattr(owner, "weight", None) if isinstance(owner, nn.Module) else owner
+            if not isinstance(tensor, Tensor):
+                continue
+            if role not in ("value", "output"):
+                with_heads.add(module)
+            covered |= {tensor, *(owner.parameters() if isinstance(owner, nn.Module) else ())}  # adapters, too
+            if tensor not in settled:
+                where = f"{prefix}.{path}".lstrip(".")
+                found[tensor] = role, _cut(module, known, tensor, role, output_axis(owner), scheme, where)
+    open_ = []
+    for prefix, module in model.named_modules():
+        sentence = f"{prefix or 'the model'} is a {_qualified(module)}"
+        if _class_of(module) is not None:
+            # a subclass may have other projections. Beside queries or keys, a parameter of no known layer is none (a
+            # table of positions); `partition` warns of it
+            rest = [path for path, t in _matrices(module)[0].items() if t not in covered]
+            if module in with_heads:
+                rest = [path for path in rest if "." in path and is_matrix(get(module, path.rpartition(".")[0]))]
+            if rest:
+                open_.append(f"{sentence}, whose roles leave out {', '.join(rest)}")
+        elif _looks_like_attention(module) and _has_projections(module, *_matrices(module), covered):
+            open_.append(sentence)
     return found, open_
+
+
+def _qualified(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _class_of(module: nn.Module) -> _Attention | None:
+    names = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__)
+    return next((_known[name] for name in names if name in _known), None)
 
 
 def _cut(module: nn.Module, known: _Attention, tensor: Tensor, role: str, axis: int, scheme: str, where: str) -> Blocks:
@@ -110,6 +130,11 @@ def output_axis(owner: Any) -> int:
     return int(is_conv1d(owner) or isinstance(owner, nn.modules.conv._ConvTransposeNd))
 
 
+def is_matrix(owner: Any) -> bool:
+    """Whether a module is a layer of a type whose weights are matrices with an output in each row (or column)."""
+    return isinstance(owner, nn.Linear | nn.Bilinear | nn.RNNBase | nn.RNNCellBase) or is_conv1d(owner)
+
+
 def is_conv1d(owner: Any) -> bool:
     """Whether a module is the Conv1D of transformers, a linear layer with a transposed weight."""
     return any((c.__module__, c.__qualname__) == ("transformers.pytorch_utils", "Conv1D") for c in type(owner).__mro__)
@@ -123,15 +148,45 @@ def get(module: nn.Module, path: str) -> Any:
         return None
 
 
+_COUNTS = ("num_heads", "n_heads", "n_head", "num_attention_heads")  # `heads` may be a list of layers
+
+
 def _looks_like_attention(module: nn.Module) -> bool:
     name = type(module).__name__.lower()
-    heads = ("num_heads", "n_heads", "n_head", "num_attention_heads", "head_dim")
-    return "attention" in name or "attn" in name or any(hasattr(module, attribute) for attribute in heads)
+    if any(word in name for word in ("attention", "attn", "mha", "multihead")):
+        return True
+    return any(hasattr(module, a) for a in (*_COUNTS, "head_dim")) or isinstance(get(module, "heads"), int)
 
 
-def _matrices(module: nn.Module) -> list[Tensor]:
-    """Weights of two dimensions of the module itself and of its direct children: its projections."""
-    return [t for owner in (module, *module.children()) for t in owner.parameters(recurse=False) if t.dim() == 2]
+def _has_many_heads(module: nn.Module) -> bool:
+    counts = (get(module, path) for path in (*_COUNTS, "heads", "config.num_attention_heads"))
+    return any(isinstance(count, int) and count > 1 for count in counts)
+
+
+def _has_projections(
+    module: nn.Module, matrices: Mapping[str, Tensor], holds: bool, covered: Collection[Tensor] = ()
+) -> bool:
+    """Whether what looks like attention has matrices that may be its projections; the arguments are `_matrices`'."""
+    # what holds attention may be a whole model, of which only the layers right inside can be projections
+    own = [path for path, t in matrices.items() if t.dim() == 2 and (path.count(".") < 2 or not holds)]
+    # one matrix alone may be a gate or an output, unless there are heads which it could be cut into
+    return sum(matrices[path] not in covered for path in own) > (holds or not _has_many_heads(module))
+
+
+def _matrices(module: nn.Module) -> tuple[dict[str, Tensor], bool]:
+    """{path: tensor of two or more dimensions} of all layers but embeddings, without those that belong to other
+    attention inside the module; and whether there is any such attention."""
+    own = {} if isinstance(module, nn.Embedding) else dict(module.named_parameters(recurse=False))
+    own, holds = {path: t for path, t in own.items() if t.dim() > 1}, False
+    for name, child in module.named_children():
+        theirs, deeper = _matrices(child)
+        looks = _looks_like_attention(child) and _has_projections(child, theirs, deeper)
+        if looks or _class_of(child) is not None:
+            holds = True
+        else:
+            holds = holds or deeper
+            own |= {f"{name}.{path}": t for path, t in theirs.items()}
+    return own, holds
 
 
 def _check(name: str, roles: Mapping[str, str]) -> None:

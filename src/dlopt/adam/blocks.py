@@ -57,8 +57,9 @@ class Blocks(NamedTuple):
 
 
 def whole(tensor: Tensor) -> Blocks:
-    """The tensor as one block."""
-    return Blocks(0, ((tensor.shape[0] if tensor.dim() else 1, 1),))
+    """The tensor as one block; of nothing, where there is nothing along axis 0, there is none."""
+    length = tensor.shape[0] if tensor.dim() else 1
+    return Blocks(0, ((length, 1),) if length else ((1, 0),))
 
 
 def slices(tensor: Tensor, axis: int = 0) -> Blocks:

@@ -107,6 +107,7 @@ class Muon(torch.optim.Optimizer):
         group = self.param_groups[-1]
         for p in group["params"]:
             if group["muon"] and p.dim() < 2:
+                self.param_groups.pop()  # a group that is refused is taken out again
                 raise ValueError(f"muon=True is for matrices, but the group has a tensor of shape {tuple(p.shape)}")
 
     @torch.no_grad()

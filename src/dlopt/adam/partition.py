@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dlopt.adam.attention_roles import attention_roles, is_conv1d, output_axis, register_attention
+from dlopt.adam.attention_roles import attention_roles, is_matrix, output_axis, register_attention
 from dlopt.adam.blocks import Blocks, Partition, Row, elements, slices, whole
 
 __all__ = ["SCHEMES", "Blocks", "Partition", "Row", "partition", "register_attention"]
 
 SCHEMES = ("paper", "tensor", "row", "head", "element")
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
-_MATRICES = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
+_WITH_BIAS = (*_NORMS, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
 
 def partition(model: nn.Module, scheme: str = "paper", override: Mapping[str, Any] | None = None) -> Partition:
@@ -36,8 +36,8 @@ def partition(model: nn.Module, scheme: str = "paper", override: Mapping[str, An
     warning names it: `override` settles it, also with "tensor".
 
     Raises:
-        ValueError: for attention of an unknown class (register it, or override its matrices), for blocks that do not
-            fit a tensor, or for a pattern that matches nothing.
+        ValueError: for attention of an unknown class, or of a known one with other projections (register it, or
+            override its matrices), for blocks that do not fit a tensor, or for a pattern that matches nothing.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"partition={scheme!r} is unknown: it must be one of {', '.join(SCHEMES)}")
@@ -94,7 +94,8 @@ def _heads(model: nn.Module) -> set[Tensor]:
 
 def _plain(module: nn.Module, tensor: Tensor, name: str, heads: set[Tensor]) -> tuple[str, Blocks]:
     """Role and blocks of a tensor outside attention, from the type of its module."""
-    if "bias" in name.rpartition(".")[2]:  # an attribute of the module: bias, in_proj_bias, bias_hh_l0
+    # an attribute of the module: bias, in_proj_bias, bias_hh_l0; but a table of biases of one's own is a matrix
+    if "bias" in name.rpartition(".")[2] and (tensor.dim() < 2 or isinstance(module, _WITH_BIAS) or is_matrix(module)):
         return "bias", whole(tensor)
     if isinstance(module, _NORMS) or "norm" in type(module).__name__.lower():
         return "norm", whole(tensor)
@@ -107,7 +108,7 @@ def _plain(module: nn.Module, tensor: Tensor, name: str, heads: set[Tensor]) -> 
         return "head", by_output
     if isinstance(module, nn.modules.conv._ConvNd):
         return "convolution", by_output
-    if isinstance(module, _MATRICES) or is_conv1d(module):
+    if is_matrix(module):
         return "matrix", by_output
     return "other", whole(tensor)
 
@@ -115,7 +116,9 @@ def _plain(module: nn.Module, tensor: Tensor, name: str, heads: set[Tensor]) -> 
 def _overridden(model: nn.Module, override: Mapping[str, Any]) -> dict[Tensor, Blocks]:
     settled = {}
     for pattern, how in override.items():
-        matched = [(n, t) for n, t in model.named_parameters() if fnmatch.fnmatchcase(n, pattern)]
+        # with all names of a tied tensor
+        named = model.named_parameters(remove_duplicate=False)
+        matched = [(n, t) for n, t in named if fnmatch.fnmatchcase(n, pattern)]
         if not matched:
             raise ValueError(f"override: the model has no parameter {pattern!r}")
         for name, tensor in matched:

@@ -117,8 +117,13 @@ class SophiaG(torch.optim.Optimizer):
 
     @property
     def rounds(self) -> int:
-        """How many rounds of curvature are finished."""
+        """How many rounds of curvature are finished, with those that were dropped."""
         return self.param_groups[0]["rounds"]
+
+    @property
+    def rounds_skipped(self) -> int:
+        """How many rounds were dropped, since a sum was infinite or not a number."""
+        return self.param_groups[0].get("rounds_skipped", 0)
 
     @property
     def share_unclipped(self) -> float:
@@ -161,22 +166,22 @@ class SophiaG(torch.optim.Optimizer):
 
     @torch.no_grad()
     def update_curvature(self) -> None:
-        """End the round: square the summed gradient (over all ranks), move H, and free the sums."""
+        """End the round: square the summed gradient (over all ranks), move H, and free the sums.
+
+        Where a sum is not finite, on any rank, the whole round is dropped: H stays, and `rounds_skipped` counts it.
+        """
         targets = common.gather_round(self, "gradient_sum", self.process_group)
         if not targets:
             raise RuntimeError(
                 "no target was counted: call accumulate_curvature(logits, mask) before update_curvature()"
             )
+        sums = common.take_sums(self, "gradient_sum")
         for group in self.param_groups:
             b2 = group["betas"][1]
             # g = sum / B, so that B g^2 = sum^2 / B
             weight = (1 - b2) / targets ** (2 if group["rule"] == "official" else 1)
-            for p in group["params"]:
-                total = self.state.get(p, {}).pop("gradient_sum", None)
-                if total is not None:
-                    self.state[p]["curvature"].mul_(b2).addcmul_(total, total, value=weight)
-            group["rounds"] += 1
-            group["targets"] = 0
+            for p in (p for p in group["params"] if p in sums):
+                self.state[p]["curvature"].mul_(b2).addcmul_(sums[p], sums[p], value=weight)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -191,8 +196,11 @@ class SophiaG(torch.optim.Optimizer):
     @staticmethod
     def memory(params: Iterable[Tensor], **options: Any) -> Bytes:
         """Bytes for training `params`: state (exact between rounds) is two numbers an element; in a round it has a
-        third, which is counted as scratch."""
-        return common.memory(params)
+        third, which is counted as scratch.
+
+        So are its gradients, which are there at the same time; the graph from logits and labels comes on top.
+        """
+        return common.memory(params, lists=1)  # gradients
 
 
 def _sample(logits: Tensor, seed: int, skip: int) -> Tensor:

@@ -96,8 +96,13 @@ class SophiaH(torch.optim.Optimizer):
 
     @property
     def rounds(self) -> int:
-        """How many rounds of curvature are finished."""
+        """How many rounds of curvature are finished, with those that were dropped."""
         return self.param_groups[0]["rounds"]
+
+    @property
+    def rounds_skipped(self) -> int:
+        """How many rounds were dropped, since a sum was infinite or not a number."""
+        return self.param_groups[0].get("rounds_skipped", 0)
 
     @property
     def share_unclipped(self) -> float:
@@ -133,23 +138,24 @@ class SophiaH(torch.optim.Optimizer):
             group["targets"] += count
 
     def update_curvature(self, loss: Tensor | None = None, *, retain_graph: bool = False) -> None:
-        """End the round: move H, and free the sums. With a loss, that is the round's last (or only) micro-batch."""
+        """End the round: move H, and free the sums. With a loss, that is the round's last (or only) micro-batch.
+
+        A round with a sum that is not finite is dropped, as in `SophiaG`.
+        """
         if loss is not None:
             self.accumulate_curvature(loss, retain_graph=retain_graph)
         targets = common.gather_round(self, "product_sum", self.process_group)
         if not targets:
             raise RuntimeError("no loss was given: call accumulate_curvature(loss, count), or update_curvature(loss)")
-        probes = self._probes()
+        probes = self._probes()  # of this round, before it ends
+        sums = common.take_sums(self, "product_sum")
         with torch.no_grad():
             for group in self.param_groups:
                 b2, sign = group["betas"][1], -1 if group["maximize"] else 1
-                for p in group["params"]:
-                    total = self.state.get(p, {}).pop("product_sum", None)
-                    if total is not None:
-                        weight = sign * (1 - b2) / targets
-                        self.state[p]["curvature"].mul_(b2).addcmul_(total, probes[p].to(total.dtype), value=weight)
-                group["rounds"] += 1
-                group["targets"] = 0
+                weight = sign * (1 - b2) / targets
+                for p in (p for p in group["params"] if p in sums):
+                    probe = probes[p].to(sums[p].dtype)
+                    self.state[p]["curvature"].mul_(b2).addcmul_(sums[p], probe, value=weight)
 
     def _probes(self) -> dict[Tensor, Tensor]:
         """{tensor: its probe}, the same throughout a round, drawn anew rather than kept."""
@@ -178,5 +184,8 @@ class SophiaH(torch.optim.Optimizer):
 
     @staticmethod
     def memory(params: Iterable[Tensor], **options: Any) -> Bytes:
-        """As in `SophiaG`; the graph of a second derivative comes on top of a round."""
-        return common.memory(params)
+        """As in `SophiaG`; the graph of a second derivative comes on top of a round.
+
+        scratch: the sums of a round and, at the same time, its probes, gradients and products.
+        """
+        return common.memory(params, lists=3)  # probes, gradients and products

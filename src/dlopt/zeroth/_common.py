@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,12 @@ def _place(optimizer: torch.optim.Optimizer) -> None:
     group = optimizer.param_groups[-1] = dict(optimizer.param_groups[-1])
     taken = sum(len(g["params"]) for g in optimizer.param_groups[:-1])
     group.setdefault("indices", list(range(taken, taken + len(group["params"]))))
+    indices = [i for g in optimizer.param_groups for i in g["indices"]]
+    if len(group["indices"]) != len(group["params"]) or len(set(indices)) != len(indices):
+        raise ValueError(
+            f"indices={group['indices']} must be one per tensor, each used once in all groups: tensors with the same "
+            "index would move along the same direction"
+        )
     addresses: dict[int, Tensor] = {}
     for p in (p for g in optimizer.param_groups for p in g["params"]):
         if not p.is_floating_point():
@@ -109,7 +115,9 @@ def describe_run(optimizer: Any, method: str, trained: Sequence[Trained], names:
     """Write the header of a log before its first row; later, refuse another set of trained tensors."""
     log, options = optimizer.log, {name: getattr(optimizer, name) for name in names}
     if not log.rows:
-        log.header = describe(method, trained, options)
+        # with the counters, a row that is missing is seen: rows are consecutive but for steps that were skipped
+        counters = {"step": optimizer.steps, "skipped": optimizer.skipped}
+        log.header = describe(method, trained, options) | counters
         return
     same = {name: value for name, value in options.items() if name != "eps"}  # rows hold all that depends on eps
     logged = {name: log.header["options"].get(name) for name in same}
@@ -129,13 +137,55 @@ def run_state(optimizer: Any, names: Sequence[str]) -> dict[str, Any]:
     return run
 
 
-def take_over(optimizer: Any, state_dict: dict[str, Any], key: str, names: Sequence[str], load: Any) -> None:
+Shape = Callable[[Tensor], Sequence[int] | None]
+
+
+def match(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], **shapes: Shape) -> None:
+    """Raise ValueError, before anything is loaded, where names (known on both sides) or shapes of a state differ.
+
+    shapes: of each tensor that is kept for a weight; None where none is kept for it.
+    """
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"]):
+        for here, there in zip(group.get("param_names") or (), saved.get("param_names") or ()):
+            if here != there:
+                raise ValueError(
+                    f"the saved state is of {there!r} where this optimizer has {here!r}: "
+                    "give it the same parameters in the same order"
+                )
+    keys = [i for group in state_dict["param_groups"] for i in group["params"]]
+    tensors = [p for group in optimizer.param_groups for p in group["params"]]
+    for key, p in zip(keys, tensors):
+        kept = state_dict["state"].get(key, {})
+        for name, shape in shapes.items():
+            wanted = shape(p)
+            if name in kept and (wanted is None or tuple(kept[name].shape) != tuple(wanted)):
+                raise ValueError(
+                    f"the saved {name} of a tensor of shape {tuple(p.shape)} has shape {tuple(kept[name].shape)}, but "
+                    f"here it is {wanted and tuple(wanted)}: it was saved with another model or other settings"
+                )
+
+
+def take_over(
+    optimizer: Any,
+    state_dict: dict[str, Any],
+    key: str,
+    names: Sequence[str],
+    load: Any,
+    shapes: Callable[[dict[str, Any]], Mapping[str, Shape]] = lambda run: {},
+    absent: Mapping[str, Any] | None = None,
+) -> None:
     """Load a state whose run stands under `key`; tensors of the state keep their dtype; a log only where one is kept.
 
-    load: torch's own `load_state_dict`, which casts tensors of the state to the dtype of their weights.
+    load: torch's own `load_state_dict`, which casts tensors of the state to the dtype of their weights. shapes: for
+    `match`, given the run. absent: values for what states saved by earlier versions lack.
     """
     if key not in state_dict:
         raise ValueError(f"this is not a state of {type(optimizer).__name__}: it has no entry {key!r}")
+    run = {**(absent or {}), **state_dict[key]}
+    lacking = [name for name in names if name not in run]
+    if lacking:
+        raise ValueError(f"the saved state of {type(optimizer).__name__} is damaged: it lacks {', '.join(lacking)}")
+    match(optimizer, state_dict, **shapes(run))
     load(state_dict)
     keys = [i for group in state_dict["param_groups"] for i in group["params"]]
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
@@ -144,7 +194,6 @@ def take_over(optimizer: Any, state_dict: dict[str, Any], key: str, names: Seque
             if isinstance(value, Tensor):
                 # a copy: torch would share the tensors of the dictionary, and steps write in place
                 optimizer.state[p][name] = value.detach().to(p.device, copy=True)
-    run = state_dict[key]
     for name in names:
         setattr(optimizer, name, run[name])
     if optimizer.log is not None:
@@ -155,11 +204,14 @@ def take_over(optimizer: Any, state_dict: dict[str, Any], key: str, names: Seque
 def sizes(
     params: nn.Module | Iterable[Any], hold: Sequence[str] = (), rows: int = 0, tokens: int = 0
 ) -> tuple[list[Tensor], int, int]:
-    """(trained tensors, bytes of all weights, bytes of the copies held at most) of what an optimizer is given."""
+    """(trained tensors, bytes of all weights, bytes of the copies held at most) of what an optimizer is given.
+
+    Of a model's buffers a copy is held as well: a forward may change any of them, and they have to come back.
+    """
     if isinstance(params, nn.Module):
         tensors = [p for p in params.parameters() if p.requires_grad]
         weights = tensor_bytes([*params.parameters(), *params.buffers()])
-        return tensors, weights, largest_chain(params, tensors, hold, rows, tokens)
+        return tensors, weights, largest_chain(params, tensors, hold, rows, tokens) + tensor_bytes(params.buffers())
     tensors = [p[1] if isinstance(p, tuple) else p for p in params]
     tensors = list({id(p): p for p in tensors}.values())
     return tensors, tensor_bytes(tensors), sum(p.numel() * p.element_size() for p in tensors)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dlopt.catalog import method
 from dlopt.memory import Bytes
-from dlopt.zeroth._common import counts, integer, one_of, positive, rates, sizes
+from dlopt.zeroth._common import counts, integer, match, one_of, positive, rates, sizes
 from dlopt.zeroth._grasp import RANKS, allocate, mask
 from dlopt.zeroth._queries import MODES, Evaluation, Plain, opened
 from dlopt.zeroth.directions import mix, noise_dtype
@@ -133,7 +133,7 @@ class DeepZero(torch.optim.Optimizer):
         super().__init__(trained, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's, and checks values and dtypes."""
+        """As torch's, and checks values and dtypes; a group that is refused is taken out again."""
         rates(self, param_group, "lr", "weight_decay")
         momentum = param_group.get("momentum", self.defaults["momentum"])
         if not 0 <= momentum < 1:
@@ -141,6 +141,7 @@ class DeepZero(torch.optim.Optimizer):
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
             if not p.is_floating_point():
+                self.param_groups.pop()
                 raise ValueError(f"DeepZero trains real floating-point tensors, not {p.dtype}")
 
     @torch.no_grad()
@@ -272,6 +273,7 @@ class DeepZero(torch.optim.Optimizer):
                 raise ValueError(
                     f"the saved state has {n} coordinates of {name}; here it has {here.get(name, 0)} elements"
                 )
+        match(self, state_dict, momentum=lambda p: p.shape)
         super().load_state_dict(state_dict)
         keys = [i for group in state_dict["param_groups"] for i in group["params"]]
         for key, p in zip(keys, (p for group in self.param_groups for p in group["params"]), strict=True):

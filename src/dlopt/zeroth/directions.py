@@ -154,7 +154,7 @@ def sphere_factor(tensors: Iterable[tuple[int, Tensor]], seed: int) -> float:
             length = min(step, n - number * step)
             _fill("sphere", z[: _padded(length)], 1.0, generator.manual_seed(mix(mix(seed, index), number)))
             squares += float(torch.linalg.vector_norm(z[:length], dtype=torch.float64)) ** 2
-    return math.sqrt(d / squares)
+    return math.sqrt(d / squares) if d else 1.0  # without numbers every direction is the empty one
 
 
 class Directions:

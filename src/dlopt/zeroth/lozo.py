@@ -16,12 +16,13 @@ from dlopt.zeroth import _common as common
 from dlopt.zeroth import _lowrank as lowrank
 from dlopt.zeroth._forwards import Forwards
 from dlopt.zeroth.directions import Directions, descend, mix, noise_dtype, scratch
-from dlopt.zeroth.log import Log
+from dlopt.zeroth.log import Log, numbers
 from dlopt.zeroth.perturb import Trained
 
 RUN = ("steps", "forwards", "skipped", "misses", "seed", "eps", "rank", "interval", "momentum", "scale",
        "train_mode")  # fmt: skip
 OPTIONS = ("seed", "eps", "rank", "interval", "momentum", "scale")
+REPLAYED = ("seed", "rank", "interval", "momentum", "scale")  # what a log's header must hold
 SCALES = ("paper", "official")
 
 
@@ -159,7 +160,7 @@ class LOZO(torch.optim.Optimizer):
                 losses.append(run(closure, partial(shift, eps)))
                 self.forwards += 1
         c = (losses[0] - losses[1]) / (2 * self.eps)
-        row = {"step": self.steps, "scalar": c}
+        row = {"step": self.steps, "skipped": self.skipped, "scalar": c}
         row |= {name: [float(g[name]) for g in self.param_groups] for name in ("lr", "weight_decay")}
         self.steps += 1
         loss = torch.tensor(losses, dtype=torch.float64).mean()
@@ -178,7 +179,11 @@ class LOZO(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over momentum, counters, seed and options; a log only where this object keeps one."""
-        common.take_over(self, state_dict, "lozo", RUN, super().load_state_dict)
+
+        def shapes(run: dict[str, Any]) -> dict[str, common.Shape]:
+            return {"momentum": lambda p: (lowrank.sides(p)[0], run["rank"]) if p.dim() > 1 else None}
+
+        common.take_over(self, state_dict, "lozo", RUN, super().load_state_dict, shapes)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("_forwards", "patience", "log", *RUN)}
@@ -196,7 +201,8 @@ class LOZO(torch.optim.Optimizer):
         """Bytes for training `params` with these options of the constructor, on the CPU.
 
         state: nothing, with momentum m r numbers per matrix (float32 for half-precision weights). scratch: the
-        copies of shifted weights and one weight's U and V; in half precision also a piece of their product.
+        copies of shifted weights and of a model's buffers, and one weight's U and V; in half precision also a
+        piece of their product.
         """
         tensors, weights, copies = common.sizes(params, hold)
         matrices = [p for p in tensors if p.dim() > 1]
@@ -230,3 +236,9 @@ def replayer(options: dict[str, Any], trained: Sequence[Trained]) -> Callable[[d
     """A function that makes the update of one row of a log; it keeps the momentum between rows."""
     state: dict[Tensor, dict[str, Any]] = {t.tensor: {} for t in trained}
     return lambda row: _descend(options, row, trained, state)
+
+
+def check_row(options: dict[str, Any], row: dict[str, Any]) -> None:
+    """Raise ValueError where a row of a log is not one that `step` writes."""
+    if "step" not in row or not numbers([row.get("scalar")]):
+        raise ValueError("it lacks its step or a finite scalar")

@@ -15,11 +15,12 @@ from dlopt.memory import Bytes
 from dlopt.zeroth import _common as common
 from dlopt.zeroth._forwards import Forwards
 from dlopt.zeroth.directions import DIRECTIONS, Directions, descend, mix, scratch
-from dlopt.zeroth.log import Log
+from dlopt.zeroth.log import Log, numbers
 from dlopt.zeroth.perturb import Trained
 
 RUN = ("steps", "forwards", "skipped", "misses", "seed", "eps", "direction", "n_directions", "one_sided", "train_mode")
 OPTIONS = ("seed", "eps", "direction", "n_directions", "one_sided")
+REPLAYED = ("seed", "direction", "n_directions")  # what a log's header must hold
 
 
 @method(
@@ -161,7 +162,7 @@ class MeZO(torch.optim.Optimizer):
             common.skip(self, losses)
             return loss
         self.misses = 0
-        row = {"seed": step_seed, "scalars": scalars}
+        row = {"step": self.steps - 1, "skipped": self.skipped, "scalars": scalars}
         row |= {name: [float(g[name]) for g in self.param_groups] for name in ("lr", "weight_decay")}
         for t in trained:
             terms = directions.mean(scalars)
@@ -212,8 +213,9 @@ class MeZO(torch.optim.Optimizer):
     ) -> Bytes:
         """Bytes for training `params` (a model, or tensors; meta too) with these options of the constructor.
 
-        No state, no gradients. scratch: the copies of shifted weights, and the pieces of directions that torch's
-        threads work on (on the CPU; 128 KiB each in float32, twice that in an update with several terms).
+        No state, no gradients. scratch: the copies of shifted weights and of a model's buffers, and the pieces of
+        directions that torch's threads work on (on the CPU; 128 KiB each in float32, twice that in an update with
+        several terms).
         tokens: with row_chunk, how many rows an embedding looks up at most in one batch. Activations of the
         forward pass are not in it.
         """
@@ -227,10 +229,19 @@ def replayer(options: dict[str, Any], trained: Sequence[Trained]) -> Callable[[d
     pairs = [(t.index, t.tensor) for t in trained]
 
     def apply(row: dict[str, Any]) -> None:
-        directions = Directions(options["direction"], options["n_directions"], row["seed"], pairs)
+        step_seed = row["seed"] if "seed" in row else mix(options["seed"], row["step"])
+        directions = Directions(options["direction"], options["n_directions"], step_seed, pairs)
         terms = directions.mean(row["scalars"])
         for t in trained:
             lr, decay = row["lr"][t.group], row["weight_decay"][t.group]
             descend(options["direction"], terms, t.index, t.tensor, lr, decay)
 
     return apply
+
+
+def check_row(options: dict[str, Any], row: dict[str, Any]) -> None:
+    """Raise ValueError where a row of a log is not one that `step` writes (earlier versions wrote its seed)."""
+    if "step" not in row and type(row.get("seed")) is not int:
+        raise ValueError("it has neither a step nor a seed")
+    if not numbers(row.get("scalars")) or len(row["scalars"]) != options["n_directions"]:
+        raise ValueError(f"its scalars must be {options['n_directions']} finite numbers")

@@ -15,12 +15,13 @@ from dlopt.memory import Bytes
 from dlopt.zeroth import _common as common
 from dlopt.zeroth._forwards import Forwards, Run
 from dlopt.zeroth.directions import DIRECTIONS, Directions, descend, mix, scratch
-from dlopt.zeroth.log import Log
+from dlopt.zeroth.log import Log, numbers
 from dlopt.zeroth.perturb import Trained
 
-RUN = ("steps", "forwards", "skipped", "misses", "due", "gradient", "seed", "eps", "interval", "shared_z", "direction",
-       "n_directions", "train_mode")  # fmt: skip
+RUN = ("steps", "forwards", "skipped", "misses", "due", "whole", "gradient", "seed", "eps", "interval", "shared_z",
+       "direction", "n_directions", "train_mode")  # fmt: skip
 OPTIONS = ("seed", "eps", "interval", "shared_z", "direction", "n_directions")
+REPLAYED = ("direction",)  # what a log's header must hold
 Closure = Callable[[], Any]
 
 
@@ -62,15 +63,17 @@ class MeZOSVRG(torch.optim.Optimizer):
     `loss = opt.step(closure, full)`: closure computes the loss of one batch. full: a closure for the loss on the
     whole training set, or an iterable of closures, one per batch of it, whose mean is that loss (give pairs
     (closure, number of examples) where batches differ in size). It is used in steps at an anchor only (`opt.renews`
-    tells whether the next step is one); **without it the closure itself counts as the whole set**, so MeZO-SVRG on
-    batches alone is not the paper's. The result is the mean of the losses around W, in float64: F's or L's.
+    tells whether the next step is one: also a tensor that is trained from now on makes it one). A run that **never
+    gets it counts the closure itself as the whole set**, so MeZO-SVRG on batches alone is not the paper's; once it was
+    given, a step at an anchor without it is refused. The result is the mean of the losses around W, in
+    float64: F's or L's.
 
     Forward passes, counted in `forwards`: 2 n_directions per closure of `full` at an anchor, 4 n_directions in
     other steps. A step whose losses are not finite is skipped and counted; at an anchor, the next step tries again.
 
     Raises:
-        ValueError: at construction, for a hyper-parameter outside its range; in `step` for an empty `full`.
-            RuntimeError, FloatingPointError: as MeZO.
+        ValueError: at construction, for a hyper-parameter outside its range; in `step` for an empty `full`, or for
+            none where the anchor is renewed and earlier renewals had one. RuntimeError, FloatingPointError: as MeZO.
 
     Example:
         >>> import torch
@@ -112,6 +115,7 @@ class MeZOSVRG(torch.optim.Optimizer):
         self.direction, self.n_directions, self.patience = direction, n_directions, patience
         self.steps = self.forwards = self.skipped = self.misses = 0
         self.due = True  # no anchor yet, or the last attempt at one was skipped
+        self.whole = False  # whether `full` was given before
         self.gradient: list[list[Any]] = []  # g as [seed, scale] terms
         self.log = Log() if log else None
         self._forwards = Forwards(model_or_params, hold, train_mode, row_chunk)
@@ -135,7 +139,9 @@ class MeZOSVRG(torch.optim.Optimizer):
     @property
     def renews(self) -> bool:
         """Whether the next step renews the anchor, and so needs `full`."""
-        return self.due or self.steps % self.interval == 0
+        trained = (p for group in self.param_groups for p in group["params"] if p.requires_grad)
+        lacking = any("anchor" not in self.state.get(p, {}) for p in trained)
+        return self.due or self.steps % self.interval == 0 or lacking
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; also checks values and dtypes. Tensors that come later have an anchor from the next renewal."""
@@ -148,17 +154,21 @@ class MeZOSVRG(torch.optim.Optimizer):
     def step(self, closure: Closure, full: Closure | Iterable[Any] | None = None) -> Tensor:
         """One step of the algorithm; returns the mean loss around W (float64, on the CPU)."""
         trained = common.begin(self, closure)
+        renew = self.renews
+        if renew and full is None and self.whole:
+            raise ValueError(
+                "this step renews the anchor and needs full, the loss on the whole training set, as earlier ones had "
+                "it; opt.renews tells when"
+            )
         if self.log is not None:
             common.describe_run(self, "mezo_svrg", trained, OPTIONS)
-        if any("anchor" not in self.state[t.tensor] for t in trained):
-            self.due = True
-        renew = self.renews
         # with directions of their own, the differences around the anchor come after those around W
         n = self.n_directions if renew or self.shared_z else 2 * self.n_directions
         step_seed = mix(self.seed, self.steps)
         directions = Directions(self.direction, n, step_seed, [(t.index, t.tensor) for t in trained])
         with self._forwards.around(trained) as run:
             if renew:
+                self.whole = full is not None
                 losses, terms = self._full(run, _parts(closure if full is None else full), directions)
             else:
                 losses, terms = self._corrected(run, closure, directions, trained)
@@ -178,6 +188,8 @@ class MeZOSVRG(torch.optim.Optimizer):
             terms = [*((seed, scale) for seed, scale in self.gradient), *terms]
         rates = [g["lr"] if g["anchor_lr"] is None or not renew else g["anchor_lr"] for g in self.param_groups]
         row = {
+            "step": self.steps - 1,
+            "skipped": self.skipped,
             "terms": [list(term) for term in terms],
             "lr": [float(rate) for rate in rates],
             "weight_decay": [float(g["weight_decay"]) for g in self.param_groups],
@@ -235,7 +247,9 @@ class MeZOSVRG(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over anchors, g, counters, seed and options; a log only where this object keeps one."""
-        common.take_over(self, state_dict, "mezo_svrg", RUN, super().load_state_dict)
+        load = super().load_state_dict
+        shapes = {"anchor": lambda p: p.shape}
+        common.take_over(self, state_dict, "mezo_svrg", RUN, load, lambda run: shapes, {"whole": False})
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("_forwards", "patience", "log", *RUN)}
@@ -269,6 +283,16 @@ def replayer(options: dict[str, Any], trained: Sequence[Trained]) -> Callable[[d
             descend(options["direction"], row["terms"], t.index, t.tensor, lr, decay)
 
     return apply
+
+
+def check_row(options: dict[str, Any], row: dict[str, Any]) -> None:
+    """Raise ValueError where a row of a log is not one that `step` writes."""
+    terms = row.get("terms")
+    if not isinstance(terms, list) or not terms:
+        raise ValueError("its terms must be a list")
+    for term in terms:
+        if not numbers(term) or len(term) != 2 or type(term[0]) is not int:
+            raise ValueError(f"its terms must be pairs of a seed and a finite number, not {term!r}")
 
 
 def _parts(full: Closure | Iterable[Any]) -> list[tuple[Closure, float]]:

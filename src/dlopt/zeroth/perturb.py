@@ -271,7 +271,8 @@ def quiet(model: nn.Module | None, devices: Iterable[torch.device], train_mode: 
     states = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in cuda]
     modules = list(model.modules()) if model is not None else []
     modes = [(m, m.training) for m in modules]
-    buffers = [(m, n, b, b.clone()) for m in modules for n, b in m._buffers.items() if b is not None]
+    buffers = [(m, n, b) for m in modules for n, b in m._buffers.items()]
+    copies = {i: b.clone() for i, b in {id(b): b for _, _, b in buffers if b is not None}.items()}
     # the fused attention path is taken only where no hooks are; without it both ways of shifting compute the same
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -293,7 +294,9 @@ def quiet(model: nn.Module | None, devices: Iterable[torch.device], train_mode: 
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in modes:
             module.training = training
-        for module, name, buffer, copy in buffers:
-            module._buffers[name] = buffer  # it may have been replaced
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer  # it may have been replaced, or set where there was none
+            if buffer is None:
+                continue
             if all(stride for stride, n in zip(buffer.stride(), buffer.shape, strict=True) if n > 1):
-                buffer.copy_(copy)  # else an expanded view, which nobody can write to
+                buffer.copy_(copies[id(buffer)])  # else an expanded view, which nobody can write to
