@@ -38,8 +38,8 @@ def _rank(rank, folder):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # no name of a host has to be looked up
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     found = {(work.__name__, cls.__name__): work(rank, cls) for work in (_rounds, _poisoned, _trained) for cls in BOTH}
-    torch.save(found, os.path.join(folder, f".{rank}"))
-    os.replace(os.path.join(folder, f".{rank}"), os.path.join(folder, f"{rank}.pt"))
+    torch.save(found, os.path.join(folder, f"{rank}.part"))
+    os.replace(os.path.join(folder, f"{rank}.part"), os.path.join(folder, f"{rank}.pt"))
     dist.barrier()
     dist.destroy_process_group()
 
