@@ -173,8 +173,8 @@ MUTANTS = [
     Mutant(
         "snapkv: all queries of the prompt choose",
         "kvcache/snapkv.py",
-        "first = max(0, store.queries.shape[2] - window)",
-        "first = 0",
+        "first, last = max(0, store.queries.shape[2] - window),",
+        "first, last = 0,",
         SCORED,
         "choices and snapkv",
     ),

@@ -64,7 +64,7 @@ MUTANTS = [
     Mutant(
         "poetry: the rhyme group is not kept",
         "poetry/plan.py",
-        "groups &= frozenset(tables.groups[token])",
+        "groups &= self._fit(token, k)",
         "pass",
         "tests/poetry/test_constrained.py",
         "repeats_come",

@@ -226,8 +226,8 @@ MUTANTS = [
     Mutant(
         "cascade: a smaller drafter writes the first tokens",
         "speculative/cascade.py",
-        "for number, length in enumerate(self.lengths[row], row):",
-        "for number, length in reversed([*enumerate(self.lengths[row], row)]):",
+        "in range(row, len(self.order)) if row else self.order:",
+        "in reversed(range(row, len(self.order)) if row else self.order):",
         CASCADE,
         "twin and llama",
     ),
