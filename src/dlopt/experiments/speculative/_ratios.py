@@ -99,7 +99,7 @@ def predicted(record: Record, arm: str) -> float | None:
 
 
 def acceptance(record: Record, arm: str) -> list[float | None]:
-    """By depth: share of the drafts that reached it of which the token was taken."""
+    """By depth: of the drafts that were so long, the share of which all tokens up to there were taken."""
     offered, taken = (record.summary.get(f"{arm} {name}", []) for name in ("offered", "taken"))
     return [t / o if o else None for o, t in zip(offered, taken)]
 

@@ -38,6 +38,7 @@ STAGES = {
     "lengths": "草稿长度",
     "drawn": "采样",
 }
+REACHED = "前 i 个全被接受的份额"
 ByCategory = Mapping[str, Sequence[Record]]
 
 
@@ -198,8 +199,8 @@ def _acceptance(main: ByCategory) -> Any:
         deepest = min(10, max((len(a) for a in found), default=0))
         values = [mean([a[d] if d < len(a) else None for a in found]) for d in range(deepest)]
         if values:
-            lines.append(line(arm.partition("/")[0], {"草稿中的位置": list(range(1, deepest + 1)), "接受率": values}))
-    return figures.curves(lines, "草稿中的位置", "接受率", height=2.3) if lines else None
+            lines.append(line(arm.partition("/")[0], {"草稿中的位置 i": list(range(1, deepest + 1)), REACHED: values}))
+    return figures.curves(lines, "草稿中的位置 i", REACHED, height=2.3) if lines else None
 
 
 def _lengths(records: Sequence[Record]) -> Any:
