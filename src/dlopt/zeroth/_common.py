@@ -98,16 +98,16 @@ def begin(optimizer: Any, closure: Any) -> list[Trained]:
     return sorted(found, key=lambda t: t.index)
 
 
-def skip(optimizer: Any, losses: Sequence[float]) -> None:
-    """Count a step whose loss is not finite; raise at the one that reaches `patience`."""
+def skip(optimizer: Any, losses: Sequence[float], what: str = "the loss", radius: str = "eps") -> None:
+    """Count a step in which `what` is not finite; raise at the one that reaches `patience`, with the `radius`."""
     optimizer.skipped += 1
     optimizer.misses += 1
     if optimizer.misses >= optimizer.patience:
         bad = [loss for loss in losses if not math.isfinite(loss)] or losses
         raise FloatingPointError(
-            f"the loss was not finite in {optimizer.misses} steps in a row (the last: "
+            f"{what} was not finite in {optimizer.misses} steps in a row (the last: "
             f"{', '.join(map(str, bad[:4]))}). The weights are those before these steps; lower lr or "
-            f"eps={optimizer.eps:g} or compute the loss in float32"
+            f"{radius}={getattr(optimizer, radius):g} or compute the loss in float32"
         )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from dlopt.zeroth.perturb import Held, Hooked, Shift, Trained, owners, quiet
+from dlopt.zeroth._quiet import quiet
+from dlopt.zeroth.perturb import Held, Hooked, Shift, Trained, owners
 
 Run = Callable[..., float]
 
@@ -87,3 +89,16 @@ def number(loss: Any) -> float:
         return float(loss.detach() if isinstance(loss, Tensor) else loss)
     except TypeError:
         raise TypeError(f"the closure must return the loss, a scalar tensor or a float, not {loss!r}") from None
+
+
+def parts(full: Callable[[], Any] | Iterable[Any]) -> list[tuple[Callable[[], Any], float]]:
+    """[(closure, weight)] of what `step` was given for the whole training set."""
+    if callable(full):
+        return [(full, 1.0)]
+    parts = [part if isinstance(part, tuple) else (part, 1.0) for part in full]
+    if not parts:
+        raise ValueError("full holds no closure; it must be a closure or an iterable of at least one")
+    for closure, weight in parts:
+        if not callable(closure) or not 0 < weight < math.inf:
+            raise ValueError("full must hold closures or pairs (closure, number of examples above 0)")
+    return parts

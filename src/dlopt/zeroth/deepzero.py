@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dlopt.catalog import method
 from dlopt.memory import Bytes
-from dlopt.zeroth._common import counts, integer, match, one_of, positive, rates, sizes
+from dlopt.zeroth._common import counts, integer, match, one_of, positive, rates, sizes, skip
 from dlopt.zeroth._grasp import RANKS, allocate, mask
 from dlopt.zeroth._queries import MODES, Evaluation, Plain, opened
 from dlopt.zeroth.directions import mix, noise_dtype
@@ -159,7 +159,7 @@ class DeepZero(torch.optim.Optimizer):
             batch.counted = good
         self.steps += 1
         if not good:
-            self._skip(batch.base)
+            skip(self, [batch.base], "the loss or an estimate", "mu")
         else:
             self.misses = 0
             for group in self.param_groups:
@@ -243,15 +243,6 @@ class DeepZero(torch.optim.Optimizer):
                 state["momentum"] = g
         if group["lr"]:  # not p - 0: that would turn -0.0 into 0.0
             p.copy_(g.mul(-group["lr"]).add_(p))
-
-    def _skip(self, loss: float) -> None:
-        self.skipped += 1
-        self.misses += 1
-        if self.misses >= self.patience:
-            raise FloatingPointError(
-                f"the loss or an estimate was not finite in {self.misses} steps in a row (the last loss: {loss}). The "
-                "weights are those before these steps; lower lr or mu or compute the loss in float32"
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the run's counters and options (plain Python values) under "deepzero"."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dlopt.catalog import method
 from dlopt.memory import Bytes
 from dlopt.zeroth import _common as common
-from dlopt.zeroth._forwards import Forwards, Run
+from dlopt.zeroth._forwards import Forwards, Run, parts
 from dlopt.zeroth.directions import DIRECTIONS, Directions, descend, mix, scratch
 from dlopt.zeroth.log import Log, numbers
 from dlopt.zeroth.perturb import Trained
@@ -169,7 +169,7 @@ class MeZOSVRG(torch.optim.Optimizer):
         with self._forwards.around(trained) as run:
             if renew:
                 self.whole = full is not None
-                losses, terms = self._full(run, _parts(closure if full is None else full), directions)
+                losses, terms = self._full(run, parts(closure if full is None else full), directions)
             else:
                 losses, terms = self._corrected(run, closure, directions, trained)
         self.steps += 1
@@ -293,16 +293,3 @@ def check_row(options: dict[str, Any], row: dict[str, Any]) -> None:
     for term in terms:
         if not numbers(term) or len(term) != 2 or type(term[0]) is not int:
             raise ValueError(f"its terms must be pairs of a seed and a finite number, not {term!r}")
-
-
-def _parts(full: Closure | Iterable[Any]) -> list[tuple[Closure, float]]:
-    """[(closure, weight)] of what `step` was given for the whole training set."""
-    if callable(full):
-        return [(full, 1.0)]
-    parts = [part if isinstance(part, tuple) else (part, 1.0) for part in full]
-    if not parts:
-        raise ValueError("full holds no closure; it must be a closure or an iterable of at least one")
-    for closure, weight in parts:
-        if not callable(closure) or not 0 < weight < math.inf:
-            raise ValueError("full must hold closures or pairs (closure, number of examples above 0)")
-    return parts
