@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,24 @@ def test_the_opposite_is_contradicted(question: int, arm: Any, speed: float, mon
     if question == 10:
         monkeypatch.delitem(made_up.SPEED, ("rewriting", "best-of-drafts"))
     assert presented().values[f"verdict.q{question}"] == CONTRADICTED
+
+
+def test_two_processors_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(figures, "curves", lambda lines, *args, **options: drawn.update(
+        {line.config["method"]: line.curve for line in lines if "v(k) / v(1)" in line.curve}) or Figure())  # fmt: skip
+    monkeypatch.setattr(figures, "bars", lambda *args, **options: Figure())
+    found = made_up.results(name="speculative/bench")
+    for stage, records in found.stages.items():
+        cpu = "one CPU" if stage in ("lookup", "stores") else "another CPU"
+        found.stages[stage] = [replace(r, environment={"cpu": cpu}) for r in records]
+    r = found.stages["models"][0]
+    r.summary["costs"] = {k: s * (1 if k == "1" else 2) for k, s in r.summary["costs"].items()}
+    shown = found.experiment.present(found)
+    assert shown.values["machines"] == "one CPU：查找类、数据库；another CPU：模型类、级联、树与链、草稿长度、采样"
+    assert drawn["another CPU"]["v(k) / v(1)"][1:] == [2 * v for v in drawn["one CPU"]["v(k) / v(1)"][1:]]
+    assert "ModelDrafter" not in set(shown.tables["speed"]["方法"])
+    assert list(shown.tables["models"]["方法"])[:2] == ["bf16 逐词", "ModelDrafter"]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -49,16 +49,19 @@ def present(results: Results) -> Presentation:
     lost = [f"{named(r.config['category'])}：{palette.STATUSES.get(r.status, r.status)}"
             for records in results.stages.values() for r in records if r.status != "done"]  # fmt: skip
     shown.notes += [f"未正常结束的运行：{'；'.join(lost)}。"] if lost else []
-    main: ByCategory = grouped([*done.get("lookup", []), *done.get("models", [])], lambda r: r.config["category"])
+    lookup, models = (grouped(done.get(stage, []), _category) for stage in ("lookup", "models"))
+    main = grouped([*done.get("lookup", []), *done.get("models", [])], _category)
     some = next((r for records in main.values() for r in records), None)
     shown.values |= {
         "prompts": None if some is None else some.config["prompts"],
         "tokens": None if some is None else some.config["tokens"],
         "repetition.low": min((_repetition(rs) for rs in main.values()), default=None),
         "repetition.high": max((_repetition(rs) for rs in main.values()), default=None),
+        "machines": _machines(done) or None,
     }
     shown.tables |= {
-        "speed": _speeds(main),
+        "speed": _speeds(lookup),
+        "models": _speeds(models),
         "rounds": _rounds(main),
         "drafts": _drafts(main),
         "stores": _parts(done.get("stores", [])),
@@ -67,7 +70,7 @@ def present(results: Results) -> Presentation:
         "drawn": _drawn(done.get("drawn", [])),
         "runs": stages_table(results, STAGES),
     }
-    made = {"speed": _bars(main), "costs": _costs(some), "acceptance": _acceptance(main),
+    made = {"speed": _bars(lookup), "costs": _costs(lookup, models), "acceptance": _acceptance(main),
             "lengths": _lengths(done.get("lengths", []))}  # fmt: skip
     shown.figures |= {name: figure if figure is not None else blank() for name, figure in made.items()}
     numbers = (*range(1, 11), 12)  # 11 is that of `speculative/skipping`
@@ -75,6 +78,23 @@ def present(results: Results) -> Presentation:
         word = {True: CONFIRMED, False: CONTRADICTED, None: OPEN}[verdict]
         shown.values |= {f"verdict.q{n}": word, f"answer.q{n}": answer}
     return shown
+
+
+def _category(record: Record) -> str:
+    return str(record.config["category"])
+
+
+def _machine(record: Record) -> str:
+    return str(record.environment.get("cpu") or "未记录")
+
+
+def _machines(done: Mapping[str, Sequence[Record]]) -> str:
+    """Which stage ran on which processor: times of two machines must not be compared unsaid."""
+    found: dict[str, list[str]] = {}
+    for stage, records in done.items():
+        for cpu in dict.fromkeys(map(_machine, records)):
+            found.setdefault(cpu, []).append(STAGES.get(stage, stage))
+    return "；".join(f"{cpu}：{'、'.join(stages)}" for cpu, stages in found.items())
 
 
 def _arms(main: ByCategory) -> list[str]:
@@ -135,7 +155,7 @@ def _parts(records: Sequence[Record]) -> Any:
     """Arms of an ablation x (tokens a round, speed-up) of each category."""
     import pandas as pd
 
-    main = grouped(records, lambda r: r.config["category"])
+    main = grouped(records, _category)
     rows = _arms(main)
     data: dict[str, Any] = {"方法": [title(arm) for arm in rows]}
     styles = {}
@@ -177,18 +197,18 @@ def _bars(main: ByCategory) -> Any:
     return figures.bars(found, "加速（倍）", series=series) if found else None
 
 
-def _costs(record: Record | None) -> Any:
-    if record is None:
+def _costs(*stages: ByCategory) -> Any:
+    """v(k) over v(1) as calibrated on each processor (the first record of each), beside a GPU's."""
+    tables = {
+        _machine(r): costs(r) for main in reversed(stages) for records in reversed(main.values()) for r in records
+    }
+    if not tables:
         return None
-    table = costs(record)
-    ours = [s / table.at(1) for s in table.seconds]
-    gpu = [1 + SLOPE * (k - 1) for k in table.lengths]
-    lines = [
-        line(name, {"一遍的词元数 k": list(table.lengths), "v(k) / v(1)": values})
-        for name, values in (("prompt-lookup", ours), ("plain", gpu))
-    ]
-    return figures.curves(lines, "一遍的词元数 k", "v(k) / v(1)", height=2.0,
-                          names={"prompt-lookup": "本机实测", "plain": "GPU 式代价"})  # fmt: skip
+    lengths = list(next(iter(tables.values())).lengths)
+    measured = {cpu: (list(t.lengths), [s / t.at(1) for s in t.seconds]) for cpu, t in sorted(tables.items())}
+    imagined = {"GPU 式代价": (lengths, [1 + SLOPE * (k - 1) for k in lengths])}
+    lines = [line(name, {"一遍的词元数 k": ks, "v(k) / v(1)": vs}) for name, (ks, vs) in (measured | imagined).items()]
+    return figures.curves(lines, "一遍的词元数 k", "v(k) / v(1)", height=2.0)
 
 
 def _acceptance(main: ByCategory) -> Any:
@@ -206,7 +226,7 @@ def _acceptance(main: ByCategory) -> Any:
 def _lengths(records: Sequence[Record]) -> Any:
     """Speed-up against the fixed length of a draft, measured and at a GPU's costs."""
     lines = []
-    for category, group in grouped(records, lambda r: r.config["category"]).items():
+    for category, group in grouped(records, _category).items():
         r = group[0]
         points = sorted((int(arm.partition("length=")[2].partition("/")[0]), arm) for arm in names(r))
         name = named(category)
