@@ -25,9 +25,9 @@ MUTANTS = [
     ),
     Mutant(
         "mezo: one-sided difference divided by 2 eps",
-        "zeroth/mezo.py",
-        "[(up - losses[0]) / self.eps for",
-        "[(up - losses[0]) / (2 * self.eps) for",
+        "zeroth/_forwards.py",
+        "[(up - losses[0]) / eps for",
+        "[(up - losses[0]) / (2 * eps) for",
         "tests/zeroth/test_mezo_options.py",
         "one_sided",
     ),
@@ -118,6 +118,14 @@ MUTANTS = [
         "alpha = -lr * c",
         "tests/zeroth/test_lozo.py",
         "expectation",
+    ),
+    Mutant(
+        "lozo: all directions of a step are one",
+        "zeroth/_lowrank.py",
+        "mix(mix(self.seed, self.step), index, 2 * k + 1)",
+        "mix(mix(self.seed, self.step), index, 1)",
+        "tests/zeroth/test_lozo.py",
+        "twin",
     ),
     Mutant(
         "lozo: momentum not carried over a change of V",

@@ -20,6 +20,7 @@ CASES = {
     "mezo_svrg sphere": (MeZOSVRG, {"shared_z": False, "n_directions": 2, "direction": "sphere"}),
     "lozo": (LOZO, {"interval": 5}),
     "lozo-m": (LOZO, {"interval": 5, "momentum": 0.7, "rank": 3}),
+    "lozo-m, directions": (LOZO, {"interval": 5, "momentum": 0.7, "n_directions": 3, "direction": "sphere"}),
     "lozo-m official": (LOZO, {"interval": 4, "momentum": 0.9, "scale": "official"}),
 }
 
@@ -166,7 +167,7 @@ DAMAGES = {
     "no scalars": (["mezo"], lambda row: row.pop("scalars"), "row 3 .* scalars must be 2 finite"),
     "a scalar too few": (["mezo"], lambda row: row["scalars"].pop(), "row 3 .* scalars must be 2 finite"),
     "a scalar that is not finite": (["mezo"], lambda row: row.update(scalars=[1.0, float("inf")]), "row 3 .* 2 finite"),
-    "no scalar": (["lozo-m"], lambda row: row.pop("scalar"), "row 3 .* finite scalar"),
+    "no scalar": (["lozo-m"], lambda row: row.pop("scalars"), "row 3 .* finite scalar"),
     "no terms": (["mezo_svrg"], lambda row: row.pop("terms"), "row 3 .* terms must be a list"),
     "half a term": (["mezo_svrg"], lambda row: row["terms"][0].pop(), "row 3 .* must be pairs"),
     "a term without seed": (["mezo_svrg"], lambda row: row.update(terms=[[0.5, 1.0]]), "row 3 .* must be pairs"),

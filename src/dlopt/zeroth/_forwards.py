@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dlopt.zeroth._quiet import quiet
@@ -64,6 +66,30 @@ class Forwards:
             finally:
                 around.restore()  # again, in case that Ctrl-C fell into the first time
         self.held = max(self.held, around.peak)
+
+
+def probe(
+    optimizer: Any, closure: Callable[[], Any], trained: Sequence[Trained], shift: Callable[..., None]
+) -> tuple[list[float], list[float], float]:
+    """Measure the slope along every direction of a step; all weights are back as they were.
+
+    shift(k, eps, index, w, source, ...): w = source + eps times direction k. Returns (losses in the order in which
+    they were computed, [c_k], the step's loss: L(W) where it is one-sided, else their mean).
+    """
+    eps, one_sided = optimizer.eps, optimizer.one_sided
+    losses = []
+    with optimizer._forwards.around(trained) as run:
+        if one_sided:
+            losses.append(run(closure))
+            optimizer.forwards += 1
+        for k in range(optimizer.n_directions):
+            for signed in (eps,) if one_sided else (eps, -eps):
+                losses.append(run(closure, partial(shift, k, signed)))
+                optimizer.forwards += 1
+    if one_sided:
+        return losses, [(up - losses[0]) / eps for up in losses[1:]], losses[0]
+    slopes = [(up - down) / (2 * eps) for up, down in zip(losses[::2], losses[1::2], strict=True)]
+    return losses, slopes, float(torch.tensor(losses, dtype=torch.float64).mean())
 
 
 def model_groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,13 +43,15 @@ def add(w: Tensor, u: Tensor, v: Tensor, alpha: float, keep: float = 1.0, source
         matrix[part].copy_(given[part].to(u.dtype).addmm_(u[part], v.t(), beta=keep, alpha=alpha))
 
 
-def scratch(w: Tensor, rank: int) -> int:
-    """Bytes of U, V, what drawing them needs, and in half precision the piece that is worked on."""
+def scratch(w: Tensor, rank: int, directions: int = 1) -> int:
+    """Bytes of U, V, what drawing them needs, and in half precision the piece that is worked on; or of two U, where
+    several directions are averaged."""
     m, n = sides(w)
     kind = noise_dtype(w.dtype)
     piece = 0 if w.dtype == kind else min(m, _rows(w)) * n * kind.itemsize
     like = [torch.empty(m, rank, dtype=kind, device="meta"), torch.empty(n, rank, dtype=kind, device="meta")]
-    return (m + n) * rank * kind.itemsize + max(piece, drawing(like[1:]))
+    both = (m + n) * rank * kind.itemsize + max(piece, drawing(like[1:]))
+    return both if directions == 1 else max(both, 2 * m * rank * kind.itemsize + drawing(like[:1]))
 
 
 def _rows(w: Tensor) -> int:
@@ -60,20 +64,31 @@ class Plane:
     def __init__(self, options: dict[str, Any], step: int) -> None:
         self.seed, self.rank, self.interval = options["seed"], options["rank"], options["interval"]
         self.beta, self.official = options["momentum"], options["scale"] == "official"
+        self.direction = options["direction"]
         self.step, self.period = step, step // self.interval
 
-    def u(self, index: int, w: Tensor) -> Tensor:
-        """(m, r), of this step."""
-        return self._draw(w, sides(w)[0], mix(mix(self.seed, self.step), index, 1))
+    def u(self, index: int, w: Tensor, k: int = 0) -> Tensor:
+        """(m, r), of direction k of this step."""
+        return self._draw(w, sides(w)[0], mix(mix(self.seed, self.step), index, 2 * k + 1))
 
     def v(self, index: int, w: Tensor, period: int | None = None) -> Tensor:
         """(n, r), of this step's period or another one."""
         period = self.period if period is None else period
         return self._draw(w, sides(w)[1], mix(mix(self.seed, period), index, 2))
 
-    def carry(self, index: int, w: Tensor, c: float, state: dict[str, Any]) -> Tensor:
+    def mean(self, index: int, w: Tensor, scalars: Sequence[float]) -> tuple[Tensor, float]:
+        """(A, c) whose product is the mean over k of scalars[k] U_k; of one direction U itself and its scalar."""
+        if len(scalars) == 1:
+            return self.u(index, w), scalars[0]
+        total = self.u(index, w).mul_(scalars[0] / len(scalars))
+        for k, c in enumerate(scalars[1:], 1):
+            total.add_(self.u(index, w, k), alpha=c / len(scalars))
+        return total, 1.0
+
+    def carry(self, index: int, w: Tensor, scalars: Sequence[float], state: dict[str, Any]) -> Tensor:
         """The momentum N (m, r) after this step, also kept in `state` with the period of the V that it belongs to."""
-        cu = self.u(index, w).mul_(c)
+        u, c = self.mean(index, w, scalars)
+        cu = u.mul_(c)
         if "momentum" not in state:
             state["momentum"] = cu if self.official else cu.mul_(1 - self.beta)
         else:
@@ -92,4 +107,7 @@ class Plane:
         add(w, u, self.v(index, w), alpha, 1 - lr * decay)
 
     def _draw(self, w: Tensor, rows: int, seed: int) -> Tensor:
-        return draw("gaussian", torch.empty(rows, self.rank, dtype=w.dtype, device=w.device), seed)
+        z = draw(self.direction, torch.empty(rows, self.rank, dtype=w.dtype, device=w.device), seed)
+        if self.direction == "sphere" and z.numel():
+            z.mul_(math.sqrt(z.numel()) / float(torch.linalg.vector_norm(z, dtype=torch.float64)))
+        return z

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,15 +13,16 @@ from dlopt.catalog import method
 from dlopt.memory import Bytes
 from dlopt.zeroth import _common as common
 from dlopt.zeroth import _lowrank as lowrank
-from dlopt.zeroth._forwards import Forwards
-from dlopt.zeroth.directions import Directions, descend, mix, noise_dtype, scratch
+from dlopt.zeroth._forwards import Forwards, probe
+from dlopt.zeroth.directions import DIRECTIONS, Directions, descend, mix, noise_dtype, scratch
 from dlopt.zeroth.log import Log, numbers
 from dlopt.zeroth.perturb import Trained
 
 RUN = ("steps", "forwards", "skipped", "misses", "seed", "eps", "rank", "interval", "momentum", "scale",
-       "train_mode")  # fmt: skip
-OPTIONS = ("seed", "eps", "rank", "interval", "momentum", "scale")
+       "direction", "n_directions", "one_sided", "train_mode")  # fmt: skip
+OPTIONS = ("seed", "eps", "rank", "interval", "momentum", "scale", "direction", "n_directions", "one_sided")
 REPLAYED = ("seed", "rank", "interval", "momentum", "scale")  # what a log's header must hold
+ONE = {"direction": "gaussian", "n_directions": 1, "one_sided": False}  # what earlier versions did, without saying so
 SCALES = ("paper", "official")
 
 
@@ -49,7 +49,8 @@ class LOZO(torch.optim.Optimizer):
         N = N V_old^T V_new / n         first, in a step whose V is a new one: the old N V^T projected to it
 
     (V_new^T V_new is about n I, so this is nearly the least-squares N. It keeps a share r / n of N V^T in expectation:
-    what does not lie in the new plane is lost.)
+    what does not lie in the new plane is lost.) With several directions each has a U_k of its own and the same V, and
+    the mean over k of c_k U_k stands for c U.
 
     Weights with more than two dimensions are taken as a matrix of shape[0] rows; biases, norms and other vectors
     move along MeZO's N(0, 1) direction without momentum. The step moves along exactly what the loss was measured
@@ -59,6 +60,8 @@ class LOZO(torch.optim.Optimizer):
     Args:
         model_or_params, eps, seed, weight_decay, train_mode, patience, log, hold: as for `MeZO`, with the same
             guarantee that weights come back bit for bit.
+        direction, n_directions, one_sided: as for `MeZO`; the paper has "gaussian", 1 and False. U and V are both
+            drawn from `direction` (a sphere for each of them), so the estimate stays unbiased.
         lr: at least 0. The paper: 1e-7 to 1e-6 for all weights of a language model.
         rank: r, at least 1 (the paper: 1 to 8, mostly 2 or 4). It may exceed the smaller side of a small matrix.
         interval: at least 1, how many steps share V (the paper: 50 or 100).
@@ -66,7 +69,7 @@ class LOZO(torch.optim.Optimizer):
         scale: "paper", as above, or "official", as the published code does it: without 1/r, so that the estimate
             has r times the gradient as its expectation, and with N = c U in a weight's first step.
 
-    `loss = opt.step(closure)` as for `MeZO`. Two forward passes a step, counted in `forwards`.
+    `loss = opt.step(closure)` as for `MeZO`. Two forward passes a step and direction, counted in `forwards`.
 
     Raises:
         ValueError: at construction, for a hyper-parameter outside its range. RuntimeError, FloatingPointError: as
@@ -96,19 +99,24 @@ class LOZO(torch.optim.Optimizer):
         scale: str = "paper",
         weight_decay: float = 0.0,
         *,
+        direction: str = "gaussian",
+        n_directions: int = 1,
+        one_sided: bool = False,
         train_mode: bool = False,
         patience: int = 10,
         log: bool = False,
         hold: Sequence[str] = (),
     ) -> None:
         common.positive(eps=eps)
-        common.counts(rank=rank, interval=interval, patience=patience)
+        common.counts(rank=rank, interval=interval, n_directions=n_directions, patience=patience)
         common.integer(seed=seed)
         common.one_of(SCALES, scale=scale)
+        common.one_of(DIRECTIONS, direction=direction)
         if momentum is not None and not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum} is out of range: it must be None or in [0, 1)")
         self.rank, self.interval, self.momentum, self.scale = rank, interval, momentum, scale
         self.eps, self.seed, self.patience = eps, seed, patience
+        self.direction, self.n_directions, self.one_sided = direction, n_directions, bool(one_sided)
         self.steps = self.forwards = self.skipped = self.misses = 0
         self.log = Log() if log else None
         self._forwards = Forwards(model_or_params, hold, train_mode)
@@ -136,7 +144,7 @@ class LOZO(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Tensor:
-        """Two forward passes and one update; returns the mean loss (float64, on the CPU)."""
+        """Two forward passes per direction and one update; returns the mean loss (float64, on the CPU)."""
         trained = common.begin(self, closure)
         if self.log is not None:
             if not self.log.rows and self.state:
@@ -145,29 +153,23 @@ class LOZO(torch.optim.Optimizer):
                 )
             common.describe_run(self, "lozo", trained, OPTIONS)
         options = {name: getattr(self, name) for name in OPTIONS}
-        plane = lowrank.Plane(options, self.steps)
-        vectors = _vectors(self.seed, self.steps)
+        plane, vectors = lowrank.Plane(options, self.steps), _vectors(options, self.steps, trained)
 
-        def shift(eps: float, index: int, w: Tensor, source: Tensor) -> None:
+        def shift(k: int, eps: float, index: int, w: Tensor, source: Tensor) -> None:
             if w.dim() < 2:
-                vectors.shift(0, eps, index, w, source)
+                vectors.shift(k, eps, index, w, source)
             else:
-                lowrank.add(w, plane.u(index, w), plane.v(index, w), eps, source=source)
+                lowrank.add(w, plane.u(index, w, k), plane.v(index, w), eps, source=source)
 
-        losses = []
-        with self._forwards.around(trained) as run:
-            for eps in (self.eps, -self.eps):
-                losses.append(run(closure, partial(shift, eps)))
-                self.forwards += 1
-        c = (losses[0] - losses[1]) / (2 * self.eps)
-        row = {"step": self.steps, "skipped": self.skipped, "scalar": c}
-        row |= {name: [float(g[name]) for g in self.param_groups] for name in ("lr", "weight_decay")}
+        losses, scalars, mean = probe(self, closure, trained, shift)
         self.steps += 1
-        loss = torch.tensor(losses, dtype=torch.float64).mean()
-        if not math.isfinite(c):
+        loss = torch.tensor(mean, dtype=torch.float64)
+        if not all(map(math.isfinite, scalars)):
             common.skip(self, losses)
             return loss
         self.misses = 0
+        row = {"step": self.steps - 1, "skipped": self.skipped, "scalars": scalars}
+        row |= {name: [float(g[name]) for g in self.param_groups] for name in ("lr", "weight_decay")}
         _descend(options, row, trained, self.state)
         if self.log is not None:
             self.log.rows.append(row)
@@ -183,7 +185,7 @@ class LOZO(torch.optim.Optimizer):
         def shapes(run: dict[str, Any]) -> dict[str, common.Shape]:
             return {"momentum": lambda p: (lowrank.sides(p)[0], run["rank"]) if p.dim() > 1 else None}
 
-        common.take_over(self, state_dict, "lozo", RUN, super().load_state_dict, shapes)
+        common.take_over(self, state_dict, "lozo", RUN, super().load_state_dict, shapes, ONE)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("_forwards", "patience", "log", *RUN)}
@@ -195,50 +197,57 @@ class LOZO(torch.optim.Optimizer):
         *,
         rank: int = 2,
         momentum: float | None = None,
+        n_directions: int = 1,
         hold: Sequence[str] = (),
         **options: Any,
     ) -> Bytes:
         """Bytes for training `params` with these options of the constructor, on the CPU.
 
         state: nothing, with momentum m r numbers per matrix (float32 for half-precision weights). scratch: the
-        copies of shifted weights and of a model's buffers, and one weight's U and V; in half precision also a
-        piece of their product.
+        copies of shifted weights and of a model's buffers, and one weight's U and V (two U, where several directions
+        are averaged and that is more); in half precision also a piece of their product.
         """
         tensors, weights, copies = common.sizes(params, hold)
         matrices = [p for p in tensors if p.dim() > 1]
         state = sum(lowrank.sides(p)[0] * rank * noise_dtype(p.dtype).itemsize for p in matrices)
-        factors = max((lowrank.scratch(p, rank) for p in matrices), default=0)
-        vectors = scratch(p for p in tensors if p.dim() < 2)
+        factors = max((lowrank.scratch(p, rank, n_directions) for p in matrices), default=0)
+        vectors = scratch((p for p in tensors if p.dim() < 2), n_directions)
         return Bytes(weights=weights, state=0 if momentum is None else state, scratch=copies + max(factors, vectors))
 
 
-def _vectors(seed: int, step: int) -> Directions:
+def _vectors(options: dict[str, Any], step: int, trained: Sequence[Trained]) -> Directions:
     """The directions of vectors and scalars: those of MeZO with the same seed."""
-    return Directions("gaussian", 1, mix(seed, step), [])
+    found = [(t.index, t.tensor) for t in trained if t.tensor.dim() < 2]
+    return Directions(options["direction"], options["n_directions"], mix(options["seed"], step), found)
 
 
 def _descend(options: dict[str, Any], row: dict[str, Any], trained: Sequence[Trained], state: Any) -> None:
     """The update of one step; its momentum stands in `state`, per tensor."""
-    plane = lowrank.Plane(options, row["step"])
-    vectors = _vectors(options["seed"], row["step"])
+    plane, vectors = lowrank.Plane(options, row["step"]), _vectors(options, row["step"], trained)
+    scalars = _scalars(row)
     for t in trained:
-        p, c, lr, decay = t.tensor, row["scalar"], row["lr"][t.group], row["weight_decay"][t.group]
+        p, lr, decay = t.tensor, row["lr"][t.group], row["weight_decay"][t.group]
         if p.dim() < 2:
-            descend("gaussian", vectors.mean([c]), t.index, p, lr, decay)
+            descend(options["direction"], vectors.mean(scalars), t.index, p, lr, decay)
         elif options["momentum"] is None:
-            plane.descend(t.index, p, plane.u(t.index, p), c, lr, decay)
+            plane.descend(t.index, p, *plane.mean(t.index, p, scalars), lr, decay)
         else:
-            n = plane.carry(t.index, p, c, state[p])
+            n = plane.carry(t.index, p, scalars, state[p])
             plane.descend(t.index, p, n, 1.0, lr, decay)
+
+
+def _scalars(row: dict[str, Any]) -> Any:
+    return row["scalars"] if "scalars" in row else [row.get("scalar")]  # earlier versions had one direction
 
 
 def replayer(options: dict[str, Any], trained: Sequence[Trained]) -> Callable[[dict[str, Any]], None]:
     """A function that makes the update of one row of a log; it keeps the momentum between rows."""
     state: dict[Tensor, dict[str, Any]] = {t.tensor: {} for t in trained}
-    return lambda row: _descend(options, row, trained, state)
+    return lambda row: _descend(ONE | options, row, trained, state)
 
 
 def check_row(options: dict[str, Any], row: dict[str, Any]) -> None:
     """Raise ValueError where a row of a log is not one that `step` writes."""
-    if "step" not in row or not numbers([row.get("scalar")]):
-        raise ValueError("it lacks its step or a finite scalar")
+    n = (ONE | options)["n_directions"]
+    if "step" not in row or not numbers(_scalars(row)) or len(_scalars(row)) != n:
+        raise ValueError(f"it lacks its step or one finite scalar per direction ({n})")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from dlopt.catalog import method
 from dlopt.memory import Bytes
 from dlopt.zeroth import _common as common
-from dlopt.zeroth._forwards import Forwards
+from dlopt.zeroth._forwards import Forwards, probe
 from dlopt.zeroth.directions import DIRECTIONS, Directions, descend, mix, scratch
 from dlopt.zeroth.log import Log, numbers
 from dlopt.zeroth.perturb import Trained
@@ -155,9 +154,9 @@ class MeZO(torch.optim.Optimizer):
             common.describe_run(self, "mezo", trained, OPTIONS)
         step_seed = mix(self.seed, self.steps)
         directions = Directions(self.direction, self.n_directions, step_seed, [(t.index, t.tensor) for t in trained])
-        losses, scalars = self._probe(closure, trained, directions)
+        losses, scalars, mean = probe(self, closure, trained, directions.shift)
         self.steps += 1
-        loss = torch.tensor(losses[:1] if self.one_sided else losses, dtype=torch.float64).mean()
+        loss = torch.tensor(mean, dtype=torch.float64)
         if not all(map(math.isfinite, scalars)):
             common.skip(self, losses)
             return loss
@@ -170,23 +169,6 @@ class MeZO(torch.optim.Optimizer):
         if self.log is not None:
             self.log.rows.append(row)
         return loss
-
-    def _probe(
-        self, closure: Callable[[], Any], trained: Sequence[Trained], directions: Directions
-    ) -> tuple[list[float], list[float]]:
-        """(losses in the order in which they were computed, [c_k]); all weights are back as they were."""
-        losses = []
-        with self._forwards.around(trained) as run:
-            if self.one_sided:
-                losses.append(run(closure))
-                self.forwards += 1
-            for k in range(self.n_directions):
-                for eps in (self.eps,) if self.one_sided else (self.eps, -self.eps):
-                    losses.append(run(closure, partial(directions.shift, k, eps)))
-                    self.forwards += 1
-        if self.one_sided:
-            return losses, [(up - losses[0]) / self.eps for up in losses[1:]]
-        return losses, [(up - down) / (2 * self.eps) for up, down in zip(losses[::2], losses[1::2], strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the run's counters and options (plain Python values) under "mezo"."""
