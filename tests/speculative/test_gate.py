@@ -19,7 +19,7 @@ from dlopt.speculative import (
     engine,
     generate,
 )
-from dlopt.speculative.costs import costs_of
+from dlopt.speculative.costs import LENGTHS, costs_of
 from tests.speculative.tiny import PROMPT, PROMPTS, Scripted, model, oracle, random_tree, texts, tree
 
 FLAT = Costs((1, 2, 8), (1.0, 1.7, 1.9))
@@ -39,6 +39,22 @@ def test_costs_are_saved_and_loaded(tmp_path):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match=r"bad\.json is not a cost table"):
             Costs.load(tmp_path / "bad.json")
+
+
+def test_a_disturbed_pass_does_not_distort_the_table(monkeypatch):
+    target = model("gpt2")
+    now, widths, forward = [0.0], [], target.forward
+
+    def disturbed(**given):  # one second a token; the first timed pass of every length stands beside other work
+        widths.append(given["input_ids"].shape[1])
+        number = len(widths) - 3  # after the prompt and two passes that warm up
+        now[0] += widths[-1] + (100.0 if 1 <= number <= len(LENGTHS) else 0.0)
+        return forward(**given)
+
+    monkeypatch.setattr(target, "forward", disturbed)
+    monkeypatch.setattr("dlopt.speculative.costs.time.perf_counter", lambda: now[0])
+    assert calibrate(target, context=8).seconds == tuple(map(float, LENGTHS))
+    assert len(widths) == 1 + 2 + 2 * len(LENGTHS)
 
 
 def test_a_model_is_calibrated_once():

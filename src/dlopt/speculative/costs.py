@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -76,7 +75,10 @@ class Costs:
 
 @torch.no_grad()
 def calibrate(model: Any, *, rows: int = 1, context: int = 128, seconds: float = 1.0) -> Costs:
-    """Measure v(k) of a model: medians of passes over `context` cached tokens, the lengths taken in turn.
+    """Measure v(k) of a model: the shortest of a few passes over `context` cached tokens, the lengths taken in turn.
+
+    The shortest, since other work on the machine only ever adds time: with two or three passes a median lets one
+    that was disturbed distort the curve, and with it every choice of the gate.
 
     rows: of a batch. seconds: stop after about so long, but never before two passes of each length; at most 7 of each.
     Lengths that would not fit into the model's context are left out.
@@ -111,7 +113,7 @@ def calibrate(model: Any, *, rows: int = 1, context: int = 128, seconds: float =
             times[k].append(timed(k))
         if turn >= 1 and time.perf_counter() - start > seconds:
             break
-    return Costs(lengths, tuple(median(times[k]) for k in lengths), describe(model, rows))
+    return Costs(lengths, tuple(min(times[k]) for k in lengths), describe(model, rows))
 
 
 def describe(model: Any, rows: int = 1) -> str:
