@@ -156,6 +156,7 @@ def test_plain_lines_when_not_a_terminal_and_nothing_again_the_second_time(tmp_p
     assert "about" in lines[1]
     assert "\x1b" not in first.stderr
     assert "tune: 5 done" in first.stdout
+    assert "report:" not in first.stdout  # a stage that --only left out is not said to lack records
     again = dlopt("run", "demo", "--results", tmp_path, *QUICK)
     assert again.stderr == ""
     assert again.returncode == 0

@@ -94,9 +94,11 @@ def run_table(plans: Sequence[StagePlan], jobs: int) -> None:
 
 
 def summary(plans: Sequence[StagePlan], metric: str) -> int:
-    """How a study stands after a command; the number of runs that failed."""
+    """How a study stands after a command; the number of runs that failed. Stages that `--only` emptied are left out."""
     failed = 0
     for plan in plans:
+        if len(plans) > 1 and not (plan.runs or plan.pending or plan.records):
+            continue
         counts = Counter(record.status for record in plan.records.values())
         failed += counts["failed"]
         left = len(plan.left) + len(plan.pending)
