@@ -9,11 +9,13 @@ from dlopt.experiments._series import grouped
 from dlopt.experiments.speculative._names import category as named
 from dlopt.experiments.speculative._names import title
 from dlopt.experiments.speculative._ratios import (
+    costs,
     drafters,
     has,
     imagined,
     mean,
     predicted,
+    seconds_per_token,
     speedup,
     tokens_per_round,
 )
@@ -24,7 +26,7 @@ Answer = tuple[bool | None, str]
 ByCategory = Mapping[str, Sequence[Record]]
 LOOKUP, FIXED, THEIRS, BF16 = "prompt-lookup", "prompt-lookup/fixed", "hf-lookup", "plain-bf16"
 NEVER_SLOWER, REWRITING, OTHERS, DRAFTS = 0.95, 1.6, 1.3, 1.1
-OWN_STORE, AGREES, IMAGINED = 1.3, 0.10, 1.5
+OWN_STORE, AGREES, IMAGINED, CALM = 1.3, 0.10, 1.5, 0.3
 SMALL, CASCADE = "speculative-sampling/fixed", "cascade/fixed"
 IN_TEXT = (FIXED, "llma/fixed")  # question 9: drafters that look up in the text at hand
 NOTHING: Answer = (None, "所依据的运行不齐全，按规则记为未定。")
@@ -147,6 +149,17 @@ def _model(main: ByCategory) -> Answer:
     errors = [abs(a / b - 1) for _, _, a, b in rows]
     average = mean(errors) or 0.0
     return average <= AGREES, f"{len(rows)} 个组合的平均相对误差 {100 * average:.1f}%，最大 {100 * max(errors):.1f}%。"
+
+
+def error(record: Record) -> float | None:
+    """Mean relative error of the predicted speed-ups of a run."""
+    return mean([abs(a / b - 1) for _, _, a, b in _pairs({"": [record]}, predicted)])
+
+
+def calm_error(main: ByCategory) -> float | None:
+    """`error` over the runs whose calibration agrees with the decoding that followed: v(1) within CALM of it."""
+    records = [r for group in main.values() for r in group]
+    return mean([error(r) for r in records if abs(costs(r).at(1) / seconds_per_token(r) - 1) <= CALM])
 
 
 def _gpu(main: ByCategory) -> Answer:

@@ -45,6 +45,11 @@ def speedup(record: Record, arm: str, clock: str = "cpu", over: str = PLAIN) -> 
     return Interval(float(ratio[0]), float(low), float(high), len(base[0]), float("nan"))
 
 
+def seconds_per_token(record: Record, arm: str = PLAIN, clock: str = "cpu") -> float:
+    """Over all prompts, after the prefill."""
+    return float(_list(record, f"{arm} {clock}").sum() / _after_first(record, arm).sum())
+
+
 def _list(record: Record, name: str) -> np.ndarray:
     return np.asarray(record.summary[name], dtype=float)
 

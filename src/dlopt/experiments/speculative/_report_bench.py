@@ -20,6 +20,7 @@ from dlopt.experiments.speculative._ratios import (
     mean,
     names,
     predicted,
+    seconds_per_token,
     share_drafting,
     speedup,
     tokens_per_round,
@@ -58,10 +59,12 @@ def present(results: Results) -> Presentation:
         "repetition.low": min((_repetition(rs) for rs in main.values()), default=None),
         "repetition.high": max((_repetition(rs) for rs in main.values()), default=None),
         "machines": _machines(done) or None,
+        "calm.error": judge.calm_error(lookup),
     }
     shown.tables |= {
         "speed": _speeds(lookup),
         "models": _speeds(models),
+        "calibrations": _calibrations(lookup, models),
         "rounds": _rounds(main),
         "drafts": _drafts(main),
         "stores": _parts(done.get("stores", [])),
@@ -124,6 +127,27 @@ def _frame(main: ByCategory, value: Any, style: str, rows: Sequence[str]) -> Any
 
 def _speeds(main: ByCategory) -> Any:
     return _frame(main, lambda r, arm: judge.mean_of(speedup(r, arm)), "fixed:2", _arms(main))
+
+
+def _calibrations(*stages: ByCategory) -> Any:
+    """What each run measured of the machine: plain decoding, v(k), what bfloat16 brings, and how far the model errs."""
+    import pandas as pd
+
+    rows = []
+    for main in stages:
+        for category, records in main.items():
+            for r in records:
+                table = costs(r)
+                ratios = [table.at(k) / table.at(1) for k in (2, 4, 8, 16)]
+                half = judge.mean_of(speedup(r, "plain-bf16"))
+                rows.append((named(category), _machine(r).partition("(")[0], 1e3 * seconds_per_token(r),
+                             1e3 * table.at(1), *ratios, half, judge.error(r)))  # fmt: skip
+    columns = ["任务", "处理器", "逐词（毫秒）", "标定 v(1)", "r(2)", "r(4)", "r(8)", "r(16)", "bf16 逐词", "预测误差"]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame.attrs["styles"] = (
+        dict.fromkeys(columns[2:4], "fixed:0") | dict.fromkeys(columns[4:9], "fixed:2") | {"预测误差": "percent"}
+    )
+    return frame
 
 
 def _rounds(main: ByCategory) -> Any:
