@@ -60,6 +60,8 @@ def present(results: Results) -> Presentation:
         "repetition.high": max((_repetition(rs) for rs in main.values()), default=None),
         "machines": _machines(done) or None,
         "calm.error": judge.calm_error(lookup),
+        "small.low": min(_first(models), default=None),
+        "small.high": max(_first(models), default=None),
     }
     shown.tables |= {
         "speed": _speeds(lookup),
@@ -85,6 +87,12 @@ def present(results: Results) -> Presentation:
 
 def _category(record: Record) -> str:
     return str(record.config["category"])
+
+
+def _first(models: ByCategory) -> list[float]:
+    """By category: how often the first token of the small model was taken."""
+    found = [acceptance(r, judge.SMALL) for records in models.values() for r in records]
+    return [rates[0] for rates in found if rates and rates[0] is not None]
 
 
 def _machine(record: Record) -> str:
