@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dlopt.experiments._series import grouped
+from dlopt.experiments.speculative._names import CATEGORIES, title
 from dlopt.experiments.speculative._names import category as named
-from dlopt.experiments.speculative._names import title
 from dlopt.experiments.speculative._ratios import (
-    costs,
     drafters,
     has,
     imagined,
     mean,
     predicted,
-    seconds_per_token,
     speedup,
     tokens_per_round,
 )
@@ -26,10 +24,15 @@ Answer = tuple[bool | None, str]
 ByCategory = Mapping[str, Sequence[Record]]
 LOOKUP, FIXED, THEIRS, BF16 = "prompt-lookup", "prompt-lookup/fixed", "hf-lookup", "plain-bf16"
 NEVER_SLOWER, REWRITING, OTHERS, DRAFTS = 0.95, 1.6, 1.3, 1.1
-OWN_STORE, AGREES, IMAGINED, CALM = 1.3, 0.10, 1.5, 0.3
+OWN_STORE, AGREES, IMAGINED = 1.3, 0.10, 1.5
 SMALL, CASCADE = "speculative-sampling/fixed", "cascade/fixed"
 IN_TEXT = (FIXED, "llma/fixed")  # question 9: drafters that look up in the text at hand
 NOTHING: Answer = (None, "所依据的运行不齐全，按规则记为未定。")
+
+
+def repetition(records: Sequence[Record]) -> float:
+    """Share of four-grams that an output already had, averaged over prompts."""
+    return mean([v for r in records for v in r.summary["repetition"]]) or 0.0
 
 
 def mean_of(value: Interval | None) -> float | None:
@@ -42,18 +45,20 @@ def questions(done: Mapping[str, Sequence[Record]]) -> list[Answer]:
     Drafters that look up and those that are models were measured in runs of their own, so no question mixes the two.
     """
     main, models = (grouped(done.get(stage, []), lambda r: r.config["category"]) for stage in ("lookup", "models"))
+    # what is asked of all categories is not known from some of them
+    every, each = (found if set(CATEGORIES) <= set(found) else {} for found in (main, models))
     return [
-        _never_slower(main),
+        _never_slower(every),
         _at_least(main, ("rewriting",), REWRITING),
         _at_least(main, ("code", "qa"), OTHERS),
         _fixed_on_chat(main),
-        _beats(main),
+        _beats(every),
         _half(main),
         _stores(done.get("stores", [])),
-        _model(main),
+        _model(every),
         _gpu(main),
-        _overall(main),
-        _distilled(models),
+        _overall(every),
+        _distilled(each),
     ]
 
 
@@ -156,10 +161,10 @@ def error(record: Record) -> float | None:
     return mean([abs(a / b - 1) for _, _, a, b in _pairs({"": [record]}, predicted)])
 
 
-def calm_error(main: ByCategory) -> float | None:
-    """`error` over the runs whose calibration agrees with the decoding that followed: v(1) within CALM of it."""
-    records = [r for group in main.values() for r in group]
-    return mean([error(r) for r in records if abs(costs(r).at(1) / seconds_per_token(r) - 1) <= CALM])
+def overestimates(main: ByCategory) -> tuple[int, int]:
+    """(pairs of category and drafter, how many of them were predicted to be faster than they were)."""
+    rows = _pairs(main, predicted)
+    return len(rows), sum(a > b for _, _, a, b in rows)
 
 
 def _gpu(main: ByCategory) -> Answer:

@@ -50,6 +50,21 @@ def seconds_per_token(record: Record, arm: str = PLAIN, clock: str = "cpu") -> f
     return float(_list(record, f"{arm} {clock}").sum() / _after_first(record, arm).sum())
 
 
+def of_prompts(record: Record, arm: str, chosen: Sequence[bool], clock: str = "cpu") -> float | None:
+    """The speed-up over plain decoding on some of the prompts; None where none is chosen."""
+    if not (has(record, arm) and any(chosen)):
+        return None
+    pairs = ((_list(record, f"{name} {clock}"), _after_first(record, name)) for name in (PLAIN, arm))
+    return float(_ratio(*pairs, np.flatnonzero(np.asarray(chosen))[None])[0])
+
+
+def prefill_ratio(record: Record, arm: str, clock: str = "prefill") -> float | None:
+    """Median over prompts of plain's time for the prompt over the arm's."""
+    if f"{arm} {clock}" not in record.summary:
+        return None
+    return float(np.median(_list(record, f"{PLAIN} {clock}") / _list(record, f"{arm} {clock}")))
+
+
 def _list(record: Record, name: str) -> np.ndarray:
     return np.asarray(record.summary[name], dtype=float)
 

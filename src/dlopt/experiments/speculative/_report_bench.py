@@ -8,19 +8,17 @@ from typing import Any
 from dlopt.experiments._present import CONFIRMED, CONTRADICTED, OPEN, blank, partial_note, stages_table
 from dlopt.experiments._series import grouped, line
 from dlopt.experiments.speculative import _judge as judge
+from dlopt.experiments.speculative import _report_machine as machine
+from dlopt.experiments.speculative._names import STAGES, title
 from dlopt.experiments.speculative._names import category as named
-from dlopt.experiments.speculative._names import title
 from dlopt.experiments.speculative._ratios import (
-    SLOPE,
     acceptance,
-    costs,
     drafters,
     has,
     imagined,
     mean,
     names,
     predicted,
-    seconds_per_token,
     share_drafting,
     speedup,
     tokens_per_round,
@@ -30,15 +28,6 @@ from dlopt.lab.record import Record
 from dlopt.lab.report import Presentation
 from dlopt.lab.study import Results
 
-STAGES = {
-    "lookup": "查找类",
-    "models": "模型类",
-    "stores": "数据库",
-    "cascades": "级联",
-    "trees": "树与链",
-    "lengths": "草稿长度",
-    "drawn": "采样",
-}
 REACHED = "前 i 个全被接受的份额"
 ByCategory = Mapping[str, Sequence[Record]]
 
@@ -52,21 +41,29 @@ def present(results: Results) -> Presentation:
     shown.notes += [f"未正常结束的运行：{'；'.join(lost)}。"] if lost else []
     lookup, models = (grouped(done.get(stage, []), _category) for stage in ("lookup", "models"))
     main = grouped([*done.get("lookup", []), *done.get("models", [])], _category)
+    errors = judge.overestimates(lookup)
+    ours, half = machine.same(done, bf16=False), machine.same(done, bf16=True)
     some = next((r for records in main.values() for r in records), None)
     shown.values |= {
         "prompts": None if some is None else some.config["prompts"],
         "tokens": None if some is None else some.config["tokens"],
-        "repetition.low": min((_repetition(rs) for rs in main.values()), default=None),
-        "repetition.high": max((_repetition(rs) for rs in main.values()), default=None),
-        "machines": _machines(done) or None,
-        "calm.error": judge.calm_error(lookup),
+        "repetition.low": min((judge.repetition(rs) for rs in main.values()), default=None),
+        "repetition.high": max((judge.repetition(rs) for rs in main.values()), default=None),
+        "machines": machine.machines(done) or None,
+        "error.pairs": errors[0] or None,
+        "error.high": errors[1] if errors[0] else None,
+        "same.texts": ours[0] or None,
+        "same.equal": ours[1] if ours[0] else None,
+        "bf16.texts": half[0] or None,
+        "bf16.differ": half[0] - half[1] if half[0] else None,
         "small.low": min(_first(models), default=None),
         "small.high": max(_first(models), default=None),
     }
     shown.tables |= {
         "speed": _speeds(lookup),
         "models": _speeds(models),
-        "calibrations": _calibrations(lookup, models),
+        "copies": machine.copies(lookup),
+        "calibrations": machine.calibrations(lookup, models),
         "rounds": _rounds(main),
         "drafts": _drafts(main),
         "stores": _parts(done.get("stores", [])),
@@ -75,7 +72,7 @@ def present(results: Results) -> Presentation:
         "drawn": _drawn(done.get("drawn", [])),
         "runs": stages_table(results, STAGES),
     }
-    made = {"speed": _bars(lookup), "costs": _costs(lookup, models), "acceptance": _acceptance(main),
+    made = {"speed": _bars(lookup), "costs": machine.shapes(lookup, models), "acceptance": _acceptance(main),
             "lengths": _lengths(done.get("lengths", []))}  # fmt: skip
     shown.figures |= {name: figure if figure is not None else blank() for name, figure in made.items()}
     numbers = (*range(1, 11), 12)  # 11 is that of `speculative/skipping`
@@ -95,25 +92,8 @@ def _first(models: ByCategory) -> list[float]:
     return [rates[0] for rates in found if rates and rates[0] is not None]
 
 
-def _machine(record: Record) -> str:
-    return str(record.environment.get("cpu") or "未记录")
-
-
-def _machines(done: Mapping[str, Sequence[Record]]) -> str:
-    """Which stage ran on which processor: times of two machines must not be compared unsaid."""
-    found: dict[str, list[str]] = {}
-    for stage, records in done.items():
-        for cpu in dict.fromkeys(map(_machine, records)):
-            found.setdefault(cpu, []).append(STAGES.get(stage, stage))
-    return "；".join(f"{cpu}：{'、'.join(stages)}" for cpu, stages in found.items())
-
-
 def _arms(main: ByCategory) -> list[str]:
     return list(dict.fromkeys(name for records in main.values() for r in records for name in names(r)))
-
-
-def _repetition(records: Sequence[Record]) -> float:
-    return mean([v for r in records for v in r.summary["repetition"]]) or 0.0
 
 
 def _of(records: Sequence[Record], arm: str) -> Record | None:
@@ -135,27 +115,6 @@ def _frame(main: ByCategory, value: Any, style: str, rows: Sequence[str]) -> Any
 
 def _speeds(main: ByCategory) -> Any:
     return _frame(main, lambda r, arm: judge.mean_of(speedup(r, arm)), "fixed:2", _arms(main))
-
-
-def _calibrations(*stages: ByCategory) -> Any:
-    """What each run measured of the machine: plain decoding, v(k), what bfloat16 brings, and how far the model errs."""
-    import pandas as pd
-
-    rows = []
-    for main in stages:
-        for category, records in main.items():
-            for r in records:
-                table = costs(r)
-                ratios = [table.at(k) / table.at(1) for k in (2, 4, 8, 16)]
-                half = judge.mean_of(speedup(r, "plain-bf16"))
-                rows.append((named(category), _machine(r).partition("(")[0], 1e3 * seconds_per_token(r),
-                             1e3 * table.at(1), *ratios, half, judge.error(r)))  # fmt: skip
-    columns = ["任务", "处理器", "逐词（毫秒）", "标定 v(1)", "r(2)", "r(4)", "r(8)", "r(16)", "bf16 逐词", "预测误差"]
-    frame = pd.DataFrame(rows, columns=columns)
-    frame.attrs["styles"] = (
-        dict.fromkeys(columns[2:4], "fixed:0") | dict.fromkeys(columns[4:9], "fixed:2") | {"预测误差": "percent"}
-    )
-    return frame
 
 
 def _rounds(main: ByCategory) -> Any:
@@ -227,20 +186,6 @@ def _bars(main: ByCategory) -> Any:
                 bar = f"{named(category)}：{title(arm)}"
                 found[bar], series[bar] = value, arm
     return figures.bars(found, "加速（倍）", series=series) if found else None
-
-
-def _costs(*stages: ByCategory) -> Any:
-    """v(k) over v(1) as calibrated on each processor (the first record of each), beside a GPU's."""
-    tables = {
-        _machine(r): costs(r) for main in reversed(stages) for records in reversed(main.values()) for r in records
-    }
-    if not tables:
-        return None
-    lengths = list(next(iter(tables.values())).lengths)
-    measured = {cpu: (list(t.lengths), [s / t.at(1) for s in t.seconds]) for cpu, t in sorted(tables.items())}
-    imagined = {"GPU 式代价": (lengths, [1 + SLOPE * (k - 1) for k in lengths])}
-    lines = [line(name, {"一遍的词元数 k": ks, "v(k) / v(1)": vs}) for name, (ks, vs) in (measured | imagined).items()]
-    return figures.curves(lines, "一遍的词元数 k", "v(k) / v(1)", height=2.0)
 
 
 def _acceptance(main: ByCategory) -> Any:

@@ -36,6 +36,7 @@ STORES = ",".join(f"rest:store={store}/fixed" for store in ("instructions", "ins
                                                              "instructions,part=0.01", "books", "outputs"))  # fmt: skip
 CASCADES = ",".join(f"cascade:shape={shape}/fixed" for shape in ("both", "both,order=1+0", "horizontal", "vertical",
                                                                  "alone", "both,lenience=1"))  # fmt: skip
+CASCADES += ",prompt-lookup:length=10/fixed"  # the cheap one alone
 DRAWN = "prompt-lookup,llma,suffix-decoding,best-of-drafts"
 MODELS = ("plain-bf16,speculative-sampling,speculative-sampling/fixed,cascade,cascade/fixed,"
           "draft-and-verify:skips=found,draft-and-verify:skips=found/fixed,hf-assisted")  # fmt: skip
