@@ -53,7 +53,7 @@ class LOZO(torch.optim.Optimizer):
     the mean over k of c_k U_k stands for c U.
 
     Weights with more than two dimensions are taken as a matrix of shape[0] rows; biases, norms and other vectors
-    move along MeZO's N(0, 1) direction without momentum. The step moves along exactly what the loss was measured
+    move along MeZO's direction, without momentum. The step moves along exactly what the loss was measured
     along. (In the official code the update draws U where the perturbation drew V, in every step with a new V, and so
     moves along another direction there.)
 
