@@ -117,9 +117,11 @@ def _identity(forms: Mapping[str, Record]) -> Any:
         allowed = _allowed(r)
         z = np.exp(split(r.summary["log_allowed"]))
         effective = float(z.sum() ** 2 / (z**2).sum()) if z.any() else 0.0
-        rows.append((form, allowed, free, difference(*_both(r)), effective))
-    columns = ("体裁", "E[ΠZ]（受限）", "掩码之内（自由）", "差（同时 95%）", "有效样本")
-    return frame(rows, columns, **dict.fromkeys(columns[1:4], "percent:2"), 有效样本="fixed:0")
+        rarity = -math.log(allowed.mean) if allowed.mean else math.inf  # percents hide how rare whole poems are
+        rows.append((form, allowed, free, difference(*_both(r)), effective, rarity))
+    columns = ("体裁", "E[ΠZ]（受限）", "掩码之内（自由）", "差（同时 95%）", "有效样本", "−ln E[ΠZ]")
+    formats = {"有效样本": "fixed:0", "−ln E[ΠZ]": "fixed:1"}
+    return frame(rows, columns, **dict.fromkeys(columns[1:4], "percent:2"), **formats)
 
 
 def _both(r: Record) -> tuple[Interval, Interval]:
